@@ -1,0 +1,349 @@
+"""Every message on any wire, and the stream each one travels on.
+
+A message is a frozen dataclass, packed with msgpack as a map that carries the protocol's version and the message's kind.
+Readers validate what they read (types, lengths, ranges); what does not validate raises `Malformed` and goes to `dead`.
+Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never travel here.
+"""
+
+import sys
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass as plain_dataclass
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+import msgpack
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 4 << 20
+MAX_CHOICES = 8
+MAX_LOGPROBS = 20
+MAX_CHAT_MESSAGES = 1024
+
+
+class Malformed(ValueError):
+    """A packed message that is not ours: not msgpack, another version, or fields that do not validate."""
+
+
+_Class = TypeVar("_Class", bound=type)
+
+
+@dataclass_transform(frozen_default=True)
+def message(cls: _Class) -> _Class:
+    return dataclass(frozen=True, slots=True, config=ConfigDict(strict=True, extra="forbid"))(cls)  # type: ignore[return-value]
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    packed = array("i", ids)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_ids(packed: bytes) -> "array[int]":
+    ids = array("i")
+    ids.frombytes(packed)
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids
+
+
+def _whole_ids(packed: bytes) -> bytes:
+    if len(packed) % 4:
+        raise ValueError("packed token ids must be a multiple of 4 bytes")
+    return packed
+
+
+RequestId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+Tenant = Annotated[str, Field(min_length=1, max_length=64)]
+Partition = Annotated[str, Field(min_length=1, max_length=64)]
+EntryId = Annotated[str, Field(pattern=r"^\d+-\d+$")]
+Epoch = tuple[int, int, int]  # (generation, and the two halves of the `work` entry's id): a total order of attempts
+Ids = Annotated[bytes, Field(max_length=MAX_MESSAGE_BYTES), AfterValidator(_whole_ids)]
+Count = Annotated[int, Field(ge=0)]
+ChoiceIndex = Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
+Given = Annotated[tuple[Ids, ...], Field(max_length=MAX_CHOICES)]
+
+# Sampling ranges, the same on the wire and at the door (README, "Limits").
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0, le=1 << 20)]
+MinP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
+
+
+@message
+class Sampling:
+    """How to draw tokens. `temperature` 0 is greedy; `top_k` 0 is no limit; `logprobs` None computes none."""
+
+    temperature: Temperature = 1.0
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: Annotated[tuple[tuple[TokenId, Bias], ...], Field(max_length=300)] = ()
+    seed: Seed = 0
+    n: Choices = 1
+    logprobs: Logprobs | None = None
+    min_tokens: Count = 0
+    stop_ids: Annotated[tuple[TokenId, ...], Field(max_length=64)] = ()
+    ignore_eos: bool = False
+
+
+@message
+class ChatMessage:
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: str
+
+
+ChatMessages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)]
+
+
+@message
+class Submit:
+    """A request on its way to a tokenizer. `prompt` is a chat, a text, or packed token ids.
+
+    `generation`, `given` and `log_from` are where the token log of this attempt starts: see `shared.tokenlog`.
+    `deadline_ms` is wall-clock time; `max_tokens` None means all that the context holds.
+    """
+
+    request: RequestId
+    tenant: Tenant
+    partition: Partition
+    log_from: EntryId
+    generation: Count
+    given: Given
+    prompt: ChatMessages | str | Ids
+    sampling: Sampling
+    max_tokens: Annotated[int, Field(ge=1)] | None
+    deadline_ms: Count
+    kind: Literal["submit"] = "submit"
+
+
+@message
+class Work:
+    """A tokenized request for an engine. `blocks` are the concatenated 16-byte hashes of the prompt's full blocks.
+
+    `resume`: an engine had it before, so its output so far must be read from the log. `tries` counts engines lost with it.
+    """
+
+    request: RequestId
+    tenant: Tenant
+    partition: Partition
+    log_from: EntryId
+    generation: Count
+    given: Given
+    prompt: Ids
+    blocks: bytes
+    sampling: Sampling
+    max_tokens: Annotated[int, Field(ge=1)]
+    deadline_ms: Count
+    tokenize_ms: float
+    resume: bool = False
+    tries: Count = 0
+    kind: Literal["work"] = "work"
+
+
+@message
+class Claim:
+    """An engine has taken the request: from here on only this epoch's tokens count."""
+
+    request: RequestId
+    epoch: Epoch
+    prompt_tokens: Count
+    kind: Literal["claim"] = "claim"
+
+
+Logprob = tuple[float, tuple[tuple[TokenId, float], ...]]  # the drawn token's, and the top alternatives'
+
+
+@message
+class Tokens:
+    """`ids` follow the first `first` tokens of the choice, whose hash is `digest` (`tokenlog.digest`)."""
+
+    request: RequestId
+    epoch: Epoch
+    choice: ChoiceIndex
+    first: Count
+    digest: Annotated[bytes, Field(min_length=8, max_length=8)]
+    ids: Ids
+    logprobs: tuple[Logprob, ...] | None = None
+    kind: Literal["tokens"] = "tokens"
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@message
+class End:
+    """The choice is complete after `count` tokens. Times are what each stage took, in milliseconds."""
+
+    request: RequestId
+    epoch: Epoch
+    choice: ChoiceIndex
+    count: Count
+    reason: FinishReason
+    cached_tokens: Count
+    tokenize_ms: float
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    kind: Literal["end"] = "end"
+
+
+ErrorCode = Literal[
+    "prompt_too_long", "bad_prompt", "deadline_exceeded", "engine_crash", "cancelled", "stream_lost", "superseded", "overloaded"
+]
+
+
+@message
+class Fail:
+    """The whole request ends with an error."""
+
+    request: RequestId
+    epoch: Epoch
+    code: ErrorCode
+    text: str
+    kind: Literal["fail"] = "fail"
+
+
+@message
+class Attach:
+    """A streamer serves the request's client on this connection now; those with a lower number stop."""
+
+    request: RequestId
+    connection: Count
+    kind: Literal["attach"] = "attach"
+
+
+LogRecord = Annotated[Claim | Tokens | End | Fail | Attach, Field(discriminator="kind")]
+
+
+@message
+class Step:
+    """One entry of the token log: all that one engine step has to say to one partition."""
+
+    records: Annotated[tuple[LogRecord, ...], Field(max_length=65536)]
+    kind: Literal["step"] = "step"
+
+
+@message
+class Cancel:
+    """Stop a request (or one choice of it) in every attempt up to `generation`."""
+
+    request: RequestId
+    generation: Count
+    choice: ChoiceIndex | None = None
+    kind: Literal["cancel"] = "cancel"
+
+
+@message
+class Record:
+    """`req:{id}`: what any streamer needs to serve the request's client. `submit` holds the newest attempt's start."""
+
+    submit: Submit
+    stop: Annotated[tuple[str, ...], Field(max_length=16)]
+    connection: Count
+    kind: Literal["record"] = "record"
+
+
+@message
+class Histogram:
+    """Cumulative counts per upper bound, as Prometheus has them; the last bound is infinity."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+
+@message
+class Beat:
+    """One process, as it shows itself to the mesh each second."""
+
+    stage: str
+    id: str
+    pid: Count
+    host: str
+    ready: bool
+    detail: str
+    counters: dict[str, float]
+    gauges: dict[str, float]
+    histograms: dict[str, Histogram]
+    kind: Literal["beat"] = "beat"
+
+
+Message = Submit | Work | Step | Cancel | Record | Beat
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_KINDS: dict[type, TypeAdapter[Any]] = {cls: TypeAdapter(cls) for cls in (Submit, Work, Step, Cancel, Record, Beat)}
+
+
+def encode(item: Message) -> bytes:
+    """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
+    packed: bytes = msgpack.packb([VERSION, _KINDS[type(item)].dump_python(item)])
+    if len(packed) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
+    return packed
+
+
+def decode(packed: bytes) -> Message:
+    """Unpack and validate a message. Raises Malformed."""
+    try:
+        version, body = msgpack.unpackb(packed, use_list=False, max_buffer_size=MAX_MESSAGE_BYTES, max_ext_len=0)
+        if version != VERSION:
+            raise Malformed(f"protocol version {version!r} is not {VERSION}")
+        return _MESSAGE.validate_python(body)
+    except Malformed:
+        raise
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise Malformed(f"not a message: {type(error).__name__}") from None
+
+
+@plain_dataclass(frozen=True, slots=True)
+class Streams:
+    """The names of a mesh's streams and keys. The braces keep them in one slot of a Redis Cluster."""
+
+    model: str
+
+    def _key(self, rest: str) -> str:
+        return f"hr:{{{self.model}}}:{rest}"
+
+    @property
+    def submit(self) -> str:
+        return self._key("submit")
+
+    @property
+    def work(self) -> str:
+        return self._key("work")
+
+    @property
+    def control(self) -> str:
+        return self._key("control")
+
+    @property
+    def dead(self) -> str:
+        return self._key("dead")
+
+    @property
+    def members(self) -> str:
+        return self._key("members")
+
+    def tokens(self, partition: str) -> str:
+        return self._key(f"tokens:{partition}")
+
+    def record(self, request: str) -> str:
+        return self._key(f"req:{request}")
+
+    def member(self, stage: str, id: str) -> str:
+        return self._key(f"member:{stage}:{id}")

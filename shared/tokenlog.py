@@ -1,0 +1,145 @@
+"""The token log's rules: records in, decisions out. Pure; engines and streamers run exactly this.
+
+The order of the log decides everything. A claim counts if its epoch is higher than the current one; tokens and ends count
+only under the current epoch; an overlap equal to what was read is dropped; a gap, a wrong hash or a wrong count is a
+conflict, never skipped. So all readers of a request derive the same sequence, and a zombie's late records mean nothing.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from shared.messages import Claim, End, Epoch, Fail, Logprob, LogRecord, Tokens, pack_ids, unpack_ids
+
+
+class Verdict(Enum):
+    NOTHING = "nothing"  # not for the current epoch, or nothing new in it
+    NEWS = "news"
+    CONFLICT = "conflict"  # the log cannot be followed from here: restore or walk away
+
+
+def digest(packed: bytes) -> bytes:
+    """The 8-byte hash of a whole sequence of packed token ids."""
+    return hashlib.blake2b(packed, digest_size=8).digest()
+
+
+def entry_epoch(generation: int, entry: str) -> Epoch:
+    """The epoch of an attempt: the entry id is the one that the broker gave to its `work` message."""
+    ms, _, seq = entry.partition("-")
+    return generation, int(ms), int(seq)
+
+
+@dataclass(slots=True)
+class Choice:
+    """One sequence of output tokens, as the log tells it. `hash` runs over all of `ids`."""
+
+    ids: "array[int]" = field(default_factory=lambda: array("i"))
+    logprobs: list[Logprob | None] = field(default_factory=list)  # one per id; None where the log does not tell
+    end: End | None = None
+    hash: "hashlib.blake2b" = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
+
+    def extend(self, packed: bytes, logprobs: Sequence[Logprob] = ()) -> None:
+        self.ids.extend(unpack_ids(packed))
+        self.hash.update(packed)
+        self.logprobs.extend(logprobs)
+        self.logprobs.extend([None] * (len(self.ids) - len(self.logprobs)))
+
+    def digest_at(self, count: int) -> bytes:
+        if count == len(self.ids):
+            return self.hash.digest()
+        return digest(pack_ids(self.ids[:count]))
+
+
+class Follower:
+    """What one reader of the log knows of one request. `given` are the tokens that the attempt started from."""
+
+    def __init__(self, generation: int, choices: int, given: Sequence[bytes] = ()) -> None:
+        self.epoch: Epoch = (generation, 0, 0)
+        self.choices = [Choice() for _ in range(choices)]
+        self.failure: Fail | None = None
+        self.prompt_tokens = 0
+        for choice, packed in zip(self.choices, given, strict=False):
+            choice.extend(packed)
+
+    @property
+    def ended(self) -> bool:
+        return self.failure is not None or all(choice.end for choice in self.choices)
+
+    @property
+    def claimed(self) -> bool:
+        return self.epoch[1:] != (0, 0)
+
+    def read(self, record: LogRecord) -> Verdict:
+        """Take one record of this request, in log order."""
+        if self.ended or isinstance(record, Claim):
+            return self._claim(record) if isinstance(record, Claim) else Verdict.NOTHING
+        if not isinstance(record, Tokens | End | Fail) or record.epoch != self.epoch:
+            return Verdict.NOTHING
+        if isinstance(record, Fail):
+            self.failure = record
+            return Verdict.NEWS
+        if record.choice >= len(self.choices):
+            return Verdict.CONFLICT
+        choice = self.choices[record.choice]
+        if choice.end is not None:
+            return Verdict.NOTHING
+        return self._tokens(choice, record) if isinstance(record, Tokens) else self._end(choice, record)
+
+    def _claim(self, claim: Claim) -> Verdict:
+        if self.ended or claim.epoch <= self.epoch:
+            return Verdict.NOTHING
+        self.epoch = claim.epoch
+        self.prompt_tokens = claim.prompt_tokens
+        return Verdict.NEWS
+
+    def _tokens(self, choice: Choice, record: Tokens) -> Verdict:
+        have = len(choice.ids)
+        if record.first > have or choice.digest_at(record.first) != record.digest:
+            return Verdict.CONFLICT
+        known = pack_ids(choice.ids[record.first :])
+        if record.ids[: len(known)] != known[: len(record.ids)]:
+            return Verdict.CONFLICT
+        fresh = record.ids[len(known) :]
+        if not fresh:
+            return Verdict.NOTHING
+        choice.extend(fresh, (record.logprobs or ())[len(known) // 4 :])
+        return Verdict.NEWS
+
+    def _end(self, choice: Choice, record: End) -> Verdict:
+        if record.count != len(choice.ids):
+            return Verdict.CONFLICT
+        choice.end = record
+        return Verdict.NEWS
+
+    def given(self) -> tuple[bytes, ...]:
+        """The accepted tokens of each choice, packed: what a new attempt starts from."""
+        return tuple(pack_ids(choice.ids) for choice in self.choices)
+
+
+def cursor(choices: Sequence[Choice], counts: Sequence[int]) -> str:
+    """The client's place in the stream: tokens per choice, and a hash over all of them. Opaque to clients."""
+    return f"{'-'.join(map(str, counts))}.{_cursor_hash(choices, counts)}"
+
+
+def _cursor_hash(choices: Sequence[Choice], counts: Sequence[int]) -> str:
+    together = b"".join(choice.digest_at(count) for choice, count in zip(choices, counts, strict=True))
+    return hashlib.blake2b(together, digest_size=4).hexdigest()
+
+
+def counts_of(text: str, choices: int) -> list[int]:
+    """The token counts of a cursor. Raises ValueError when it is not a cursor of that many choices."""
+    numbers, _, check = text.partition(".")
+    counts = [int(number) for number in numbers.split("-") if number.isascii() and number.isdecimal() and len(number) < 10]
+    if len(counts) != choices or len(check) != 8:
+        raise ValueError("not a cursor of this request")
+    return counts
+
+
+def agrees(text: str, choices: Sequence[Choice]) -> bool:
+    """Whether a cursor (of `counts_of`'s form) names a place in the sequences that the log tells."""
+    counts = counts_of(text, len(choices))
+    if any(count > len(choice.ids) for count, choice in zip(counts, choices, strict=True)):
+        return False
+    return text.partition(".")[2] == _cursor_hash(choices, counts)
