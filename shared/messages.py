@@ -297,7 +297,9 @@ def encode(item: Message) -> bytes:
 def decode(packed: bytes) -> Message:
     """Unpack and validate a message. Raises Malformed."""
     try:
-        version, body = msgpack.unpackb(packed, use_list=False, max_buffer_size=MAX_MESSAGE_BYTES, max_ext_len=0)
+        if len(packed) > MAX_MESSAGE_BYTES:
+            raise Malformed(f"larger than {MAX_MESSAGE_BYTES} bytes")
+        version, body = msgpack.unpackb(packed, use_list=False, max_ext_len=0)
         if version != VERSION:
             raise Malformed(f"protocol version {version!r} is not {VERSION}")
         return _MESSAGE.validate_python(body)
