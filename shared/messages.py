@@ -1,6 +1,6 @@
 """Every message on any wire, and the stream each one travels on.
 
-A message is a frozen dataclass, packed with msgpack as a map that carries the protocol's version and the message's kind.
+A message is a frozen pydantic model, packed with msgpack as a map that carries the protocol's version and the message's kind.
 Readers validate what they read (types, lengths, ranges); what does not validate raises `Malformed` and goes to `dead`.
 Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never travel here.
 """
@@ -8,12 +8,11 @@ Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never trav
 import sys
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass as plain_dataclass
-from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import msgpack
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 VERSION = 1
 MAX_MESSAGE_BYTES = 4 << 20
@@ -26,12 +25,10 @@ class Malformed(ValueError):
     """A packed message that is not ours: not msgpack, another version, or fields that do not validate."""
 
 
-_Class = TypeVar("_Class", bound=type)
+class Wire(BaseModel):
+    """A frozen message, strict about types on every reading."""
 
-
-@dataclass_transform(frozen_default=True)
-def message(cls: _Class) -> _Class:
-    return dataclass(frozen=True, slots=True, config=ConfigDict(strict=True, extra="forbid"))(cls)  # type: ignore[return-value]
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 def pack_ids(ids: Iterable[int]) -> bytes:
@@ -79,8 +76,7 @@ Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
 Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
-@message
-class Sampling:
+class Sampling(Wire):
     """How to draw tokens. `temperature` 0 is greedy; `top_k` 0 is no limit; `logprobs` None computes none."""
 
     temperature: Temperature = 1.0
@@ -99,8 +95,7 @@ class Sampling:
     ignore_eos: bool = False
 
 
-@message
-class ChatMessage:
+class ChatMessage(Wire):
     role: Literal["system", "user", "assistant", "tool", "developer"]
     content: str
 
@@ -108,8 +103,7 @@ class ChatMessage:
 ChatMessages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)]
 
 
-@message
-class Submit:
+class Submit(Wire):
     """A request on its way to a tokenizer. `prompt` is a chat, a text, or packed token ids.
 
     `generation`, `given` and `log_from` are where the token log of this attempt starts: see `shared.tokenlog`.
@@ -129,8 +123,7 @@ class Submit:
     kind: Literal["submit"] = "submit"
 
 
-@message
-class Work:
+class Work(Wire):
     """A tokenized request for an engine. `blocks` are the concatenated 16-byte hashes of the prompt's full blocks.
 
     `resume`: an engine had it before, so its output so far must be read from the log. `tries` counts engines lost with it.
@@ -153,8 +146,7 @@ class Work:
     kind: Literal["work"] = "work"
 
 
-@message
-class Claim:
+class Claim(Wire):
     """An engine has taken the request: from here on only this epoch's tokens count."""
 
     request: RequestId
@@ -166,8 +158,7 @@ class Claim:
 Logprob = tuple[float, tuple[tuple[TokenId, float], ...]]  # the drawn token's, and the top alternatives'
 
 
-@message
-class Tokens:
+class Tokens(Wire):
     """`ids` follow the first `first` tokens of the choice, whose hash is `digest` (`tokenlog.digest`)."""
 
     request: RequestId
@@ -183,8 +174,7 @@ class Tokens:
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
-@message
-class End:
+class End(Wire):
     """The choice is complete after `count` tokens. Times are what each stage took, in milliseconds."""
 
     request: RequestId
@@ -205,8 +195,7 @@ ErrorCode = Literal[
 ]
 
 
-@message
-class Fail:
+class Fail(Wire):
     """The whole request ends with an error."""
 
     request: RequestId
@@ -216,8 +205,7 @@ class Fail:
     kind: Literal["fail"] = "fail"
 
 
-@message
-class Attach:
+class Attach(Wire):
     """A streamer serves the request's client on this connection now; those with a lower number stop."""
 
     request: RequestId
@@ -228,16 +216,14 @@ class Attach:
 LogRecord = Annotated[Claim | Tokens | End | Fail | Attach, Field(discriminator="kind")]
 
 
-@message
-class Step:
+class Step(Wire):
     """One entry of the token log: all that one engine step has to say to one partition."""
 
     records: Annotated[tuple[LogRecord, ...], Field(max_length=65536)]
     kind: Literal["step"] = "step"
 
 
-@message
-class Cancel:
+class Cancel(Wire):
     """Stop a request (or one choice of it) in every attempt up to `generation`."""
 
     request: RequestId
@@ -246,8 +232,7 @@ class Cancel:
     kind: Literal["cancel"] = "cancel"
 
 
-@message
-class Record:
+class Record(Wire):
     """`req:{id}`: what any streamer needs to serve the request's client. `submit` holds the newest attempt's start."""
 
     submit: Submit
@@ -256,8 +241,7 @@ class Record:
     kind: Literal["record"] = "record"
 
 
-@message
-class Histogram:
+class Histogram(Wire):
     """Cumulative counts per upper bound, as Prometheus has them; the last bound is infinity."""
 
     bounds: tuple[float, ...]
@@ -265,8 +249,7 @@ class Histogram:
     total: float
 
 
-@message
-class Beat:
+class Beat(Wire):
     """One process, as it shows itself to the mesh each second."""
 
     stage: str
@@ -283,12 +266,11 @@ class Beat:
 
 Message = Submit | Work | Step | Cancel | Record | Beat
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
-_KINDS: dict[type, TypeAdapter[Any]] = {cls: TypeAdapter(cls) for cls in (Submit, Work, Step, Cancel, Record, Beat)}
 
 
 def encode(item: Message) -> bytes:
     """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    packed: bytes = msgpack.packb([VERSION, _KINDS[type(item)].dump_python(item)])
+    packed: bytes = msgpack.packb([VERSION, item.model_dump()])
     if len(packed) > MAX_MESSAGE_BYTES:
         raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
     return packed
@@ -312,7 +294,7 @@ def decode(packed: bytes) -> Message:
         raise Malformed(f"not a message: {type(error).__name__}") from None
 
 
-@plain_dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Streams:
     """The names of a mesh's streams and keys. The braces keep them in one slot of a Redis Cluster."""
 
