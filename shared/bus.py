@@ -1,0 +1,236 @@
+"""The broker: the only file that speaks Redis. Commands, request records and the mesh's members; `readers` build on it.
+
+Every write here is safe to repeat (DESIGN: the token log's rules drop duplicates), so a write whose reply was lost is sent
+again by us, never by the client library. Blocking readers have a connection of their own and end by a flag, because a
+cancelled group read strands entries. Nothing newer than Redis 7.0 is used, and no script.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.messages import Beat, Malformed, Message, Record, Streams, decode, encode
+
+BLOCK_MS = 1000
+LEASE_MS = 3000  # an entry that its reader has not refreshed for this long may be taken over
+MEMBER_TTL_S = 5
+DEAD_LETTERS = 1000
+CONTROL_ENTRIES = 10_000
+PAGE = 500  # entries read at a time, so that no reply is unbounded
+FIELD = b"m"
+START = "0-0"
+
+_T = TypeVar("_T")
+_TRANSIENT_REPLIES = ("LOADING", "BUSY", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
+
+class BusDown(Exception):
+    """The broker cannot be reached, or refuses to work, for longer than the caller would wait."""
+
+
+class Refused(Exception):
+    """The broker's own error reply to a command."""
+
+
+def entry_order(entry: str) -> tuple[int, int]:
+    """Entry ids as numbers, so that they compare in log order."""
+    ms, _, seq = entry.partition("-")
+    return int(ms), int(seq)
+
+
+def _client(url: str, connections: int, timeout_s: float) -> "Redis":
+    # protocol 2: under RESP3 the library skips its check for unread replies on a pooled connection.
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s, socket_connect_timeout=2,
+        protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[],
+    )  # fmt: skip
+    client = Redis.from_pool(pool)
+    client.response_callbacks.clear()  # replies as the protocol has them, whatever shapes a release of the library prefers
+    return client
+
+
+def _transient(error: RedisError) -> bool:
+    if isinstance(error, RedisConnectionError | RedisTimeoutError):
+        return True
+    return isinstance(error, ResponseError) and str(error).startswith(_TRANSIENT_REPLIES)
+
+
+async def patiently(call: Callable[[], Awaitable[_T]], patience_s: float) -> _T:
+    """Repeat an idempotent call through broker trouble, with backoff. Raises BusDown after `patience_s`, Refused at once."""
+    loop = asyncio.get_running_loop()
+    give_up, pause = loop.time() + patience_s, 0.02
+    while True:
+        try:
+            return await call()
+        except RedisError as error:
+            if not _transient(error):
+                raise Refused(str(error)) from error
+            if loop.time() + pause > give_up:
+                raise BusDown(f"broker: {error}") from error
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+class Line:
+    """A connection of its own, for one blocking reader. Never retries: the reader knows what a lost reply means."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = _client(url, connections=1, timeout_s=BLOCK_MS / 1000 + 3)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def execute(self, *command: Any) -> Any:
+        """Raises BusDown when the connection or the broker fails, Refused for an error reply."""
+        return await patiently(lambda: self._redis.execute_command(*command), patience_s=0)
+
+
+class Bus:
+    """Commands on a pool of connections. Raises BusDown where the broker stays away for `patience_s`."""
+
+    def __init__(self, url: str, model: str, patience_s: float = 30.0) -> None:
+        self.names = Streams(model)
+        self._url = url
+        self._patience_s = patience_s
+        self._redis = _client(url, connections=16, timeout_s=5)
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    def line(self) -> Line:
+        return Line(self._url)
+
+    async def run(
+        self, commands: Sequence[tuple[Any, ...]], patience_s: float | None = None, atomic: bool = False
+    ) -> list[Any]:
+        """One round trip of several commands, all of them safe to repeat."""
+
+        async def call() -> list[Any]:
+            async with self._redis.pipeline(transaction=atomic) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                replies: list[Any] = await pipe.execute()
+                return replies
+
+        return await patiently(call, self._patience_s if patience_s is None else patience_s)
+
+    async def incarnation(self) -> str:
+        """An id that changes whenever the broker restarts (and so may have lost what it had)."""
+        [info] = await self.run([("INFO", "server")])
+        return str(info.partition(b"run_id:")[2].split()[0].decode())
+
+    async def append(self, stream: str, item: Message, keep_from: int | None = None) -> str:
+        """XADD; `keep_from` trims entries whose id is older than that many milliseconds of the broker's time."""
+        trim = ("MINID", "~", str(max(keep_from, 0))) if keep_from is not None else ()
+        [entry] = await self.run([("XADD", stream, *trim, "*", FIELD, encode(item))])
+        return str(entry.decode())
+
+    async def cancel(self, item: Message) -> None:
+        await self.run([("XADD", self.names.control, "MAXLEN", "~", CONTROL_ENTRIES, "*", FIELD, encode(item))])
+
+    async def expire(self, stream: str, seconds: int) -> None:
+        await self.run([("EXPIRE", stream, seconds)])
+
+    async def last_entry(self, stream: str) -> str:
+        [entries] = await self.run([("XREVRANGE", stream, "+", "-", "COUNT", 1)])
+        return str(entries[0][0].decode()) if entries else START
+
+    async def span(self, stream: str, after: str, until: str = "+") -> list[tuple[str, Message]]:
+        """Entries after one id up to another, inclusive. What is not ours is skipped and kept in `dead`."""
+        found: list[tuple[str, Message]] = []
+        while True:
+            [page] = await self.run([("XRANGE", stream, f"({after}", until, "COUNT", PAGE)])
+            found += [(entry, item) for entry, item in await self.read_all(stream, page) if item is not None]
+            if len(page) < PAGE:
+                return found
+            after = page[-1][0].decode()
+
+    async def depths(self, streams: Sequence[str]) -> list[int]:
+        return [int(depth) for depth in await self.run([("XLEN", stream) for stream in streams])]
+
+    async def pending(self, stream: str, group: str, entry: str) -> bool:
+        """Whether some reader of the group still has this entry, or has yet to be given it."""
+        [entries] = await self.run([("XRANGE", stream, entry, entry)])
+        return bool(entries)
+
+    async def read_all(self, stream: str, raw: Iterable[Any]) -> list[tuple[str, Message | None]]:
+        """Decode entries; None marks what is not ours, which goes to `dead` for people to look at."""
+        read: list[tuple[str, Message | None]] = []
+        for entry, fields in raw:
+            packed = fields[1] if len(fields) == 2 and fields[0] == FIELD else b""
+            try:
+                read.append((entry.decode(), decode(packed)))
+            except Malformed as error:
+                read.append((entry.decode(), None))
+                note = (b"stream", stream, b"entry", entry, b"why", str(error), b"m", packed[:4096])
+                await self.run([("XADD", self.names.dead, "MAXLEN", "~", DEAD_LETTERS, "*", *note)])
+        return read
+
+    # -- request records -------------------------------------------------------------------------------------------
+
+    async def load(self, request: str) -> Record | None:
+        [packed] = await self.run([("GET", self.names.record(request))])
+        return _record(packed)
+
+    async def save(self, record: Record, ttl_s: int, accept: Callable[[Record | None], bool]) -> bool:
+        """Compare and set: write the record if `accept`s what is there now. False where it was refused."""
+        key = self.names.record(record.submit.request)
+
+        async def call() -> bool:
+            async with self._redis.pipeline() as pipe:
+                while True:
+                    await pipe.watch(key)
+                    if not accept(_record(await pipe.get(key))):
+                        return False
+                    pipe.multi()
+                    pipe.set(key, encode(record), ex=ttl_s)
+                    try:
+                        await pipe.execute()
+                        return True
+                    except WatchError:
+                        continue
+
+        return await patiently(call, self._patience_s)
+
+    # -- members of the mesh ---------------------------------------------------------------------------------------
+
+    async def beat(self, item: Beat) -> None:
+        key = self.names.member(item.stage, item.id)
+        await self.run(
+            [
+                ("SET", key, encode(item), "EX", MEMBER_TTL_S),
+                ("SADD", self.names.members, key),
+                ("EXPIRE", self.names.members, 60),
+            ],
+            patience_s=0,
+        )
+
+    async def leave(self, stage: str, id: str) -> None:
+        key = self.names.member(stage, id)
+        await self.run([("DEL", key), ("SREM", self.names.members, key)], patience_s=0)
+
+    async def members(self) -> list[Beat]:
+        [keys] = await self.run([("SMEMBERS", self.names.members)], patience_s=1)
+        if not keys:
+            return []
+        ordered = sorted(keys)
+        [values] = await self.run([("MGET", *ordered)], patience_s=1)
+        gone = [key for key, value in zip(ordered, values, strict=True) if value is None]
+        if gone:
+            await self.run([("SREM", self.names.members, *gone)], patience_s=1)
+        return [item for value in values if value is not None and isinstance(item := decode(value), Beat)]
+
+
+def _record(packed: bytes | None) -> Record | None:
+    try:
+        item = decode(packed) if packed else None
+    except Malformed:
+        return None
+    return item if isinstance(item, Record) else None

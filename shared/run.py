@@ -1,0 +1,124 @@
+"""The life of a service: configuration, signals, heartbeat, drain, exit code.
+
+A service is an async function that is given its `Life`; it says when it is ready, and returns when `stopping` is set.
+"""
+
+import asyncio
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+import uvloop
+
+from shared.bus import Bus, BusDown, Refused
+from shared.config import ConfigError, MeshConfig, load, shown
+from shared.messages import Beat
+from shared.stats import Stats
+
+BEAT_S = 1.0
+EXIT_USAGE = 2  # a configuration that cannot work: restarting would not help
+EXIT_FAILURE = 1
+
+log = logging.getLogger("headrace")
+_Config = TypeVar("_Config", bound=MeshConfig)
+
+
+class Life(Generic[_Config]):
+    """What a service is given: its configuration, the bus, its counters, and the flag that ends it."""
+
+    def __init__(self, stage: str, config: _Config, bus: Bus) -> None:
+        self.stage, self.config, self.bus = stage, config, bus
+        self.stats = Stats()
+        self.stopping = asyncio.Event()
+        self.detail = "starting"
+        self.ready = False
+        self.incarnation = ""
+        self.on_new_broker: Callable[[], Awaitable[None]] | None = None
+        self.on_beat: Callable[[], Awaitable[None]] | None = None
+
+    def mark_ready(self, detail: str) -> None:
+        self.ready, self.detail = True, detail
+        log.info("%s ready: %s", self.config.id, detail)
+
+    def fail(self, why: str) -> None:
+        """Give up being ready; the supervisor decides what follows."""
+        self.ready, self.detail = False, why
+        log.error("%s: %s", self.config.id, why)
+
+    def _beat(self) -> Beat:
+        return Beat(
+            stage=self.stage,
+            id=self.config.id,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            ready=self.ready and not self.stopping.is_set(),
+            detail=self.detail,
+            counters=dict(self.stats.counters),
+            gauges=self.stats.gauge_values(),
+            histograms=self.stats.histograms(),
+        )
+
+    async def _meet_broker(self) -> None:
+        now = await self.bus.incarnation()
+        if self.incarnation and now != self.incarnation and self.on_new_broker is not None:
+            log.warning("%s: the broker restarted", self.config.id)
+            await self.on_new_broker()
+        self.incarnation = now
+
+    async def heartbeat(self) -> None:
+        """Show this process to the mesh each second, and notice when the broker is another than before."""
+        while not self.stopping.is_set():
+            try:
+                await self._meet_broker()
+                await self.bus.beat(self._beat())
+                if self.on_beat is not None:
+                    await self.on_beat()
+            except (BusDown, Refused) as error:
+                log.warning("%s: no heartbeat: %s", self.config.id, error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), BEAT_S)
+        with contextlib.suppress(BusDown, Refused):
+            await self.bus.leave(self.stage, self.config.id)
+
+
+async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Coroutine[Any, Any, None]]) -> None:
+    bus = Bus(config.redis_url, config.served_name)
+    life = Life(stage, config, bus)
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, life.stopping.set)
+    try:
+        life.incarnation = await bus.incarnation()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(life.heartbeat())
+            try:
+                await main(life)
+            finally:
+                life.stopping.set()
+    finally:
+        await bus.close()
+
+
+def run(stage: str, cls: type[_Config], main: Callable[[Life[_Config]], Coroutine[Any, Any, None]]) -> None:
+    """Run a service until it is told to stop. Exits with 2 for a configuration that cannot work, 1 for a failure."""
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    try:
+        config = load(cls, stage)
+        log.info("%s config: %s", config.id, shown(config))
+        uvloop.run(_live(stage, config, main))
+    except ConfigError as error:
+        log.error("%s: %s", stage, error)
+        sys.exit(EXIT_USAGE)
+    except BusDown as error:
+        log.error("%s: no broker at HEADRACE_REDIS_URL: %s", stage, error)
+        sys.exit(EXIT_FAILURE)
+    except BaseExceptionGroup as group:
+        log.error("%s failed", stage, exc_info=group)
+        sys.exit(EXIT_FAILURE)
