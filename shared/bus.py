@@ -155,7 +155,7 @@ class Bus:
     async def depths(self, streams: Sequence[str]) -> list[int]:
         return [int(depth) for depth in await self.run([("XLEN", stream) for stream in streams])]
 
-    async def pending(self, stream: str, group: str, entry: str) -> bool:
+    async def holds(self, stream: str, entry: str) -> bool:
         """Whether some reader of the group still has this entry, or has yet to be given it."""
         [entries] = await self.run([("XRANGE", stream, entry, entry)])
         return bool(entries)

@@ -103,10 +103,32 @@ class ChatMessage(Wire):
 ChatMessages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)]
 
 
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class End(Wire):
+    """The choice is complete after `count` tokens. Times are what each stage took, in milliseconds."""
+
+    request: RequestId
+    epoch: Epoch
+    choice: ChoiceIndex
+    count: Count
+    reason: FinishReason
+    cached_tokens: Count
+    tokenize_ms: float
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+    kind: Literal["end"] = "end"
+
+
+Ends = Annotated[tuple[End | None, ...], Field(max_length=MAX_CHOICES)]  # per choice, where it was complete already
+
+
 class Submit(Wire):
     """A request on its way to a tokenizer. `prompt` is a chat, a text, or packed token ids.
 
-    `generation`, `given` and `log_from` are where the token log of this attempt starts: see `shared.tokenlog`.
+    `generation`, `given`, `ends` and `log_from` are where the token log of this attempt starts: see `shared.tokenlog`.
     `deadline_ms` is wall-clock time; `max_tokens` None means all that the context holds.
     """
 
@@ -116,6 +138,7 @@ class Submit(Wire):
     log_from: EntryId
     generation: Count
     given: Given
+    ends: Ends
     prompt: ChatMessages | str | Ids
     sampling: Sampling
     max_tokens: Annotated[int, Field(ge=1)] | None
@@ -135,7 +158,9 @@ class Work(Wire):
     log_from: EntryId
     generation: Count
     given: Given
+    ends: Ends
     prompt: Ids
+    root: Annotated[bytes, Field(min_length=16, max_length=16)]  # parent of the first block's hash
     blocks: bytes
     sampling: Sampling
     max_tokens: Annotated[int, Field(ge=1)]
@@ -169,25 +194,6 @@ class Tokens(Wire):
     ids: Ids
     logprobs: tuple[Logprob, ...] | None = None
     kind: Literal["tokens"] = "tokens"
-
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-class End(Wire):
-    """The choice is complete after `count` tokens. Times are what each stage took, in milliseconds."""
-
-    request: RequestId
-    epoch: Epoch
-    choice: ChoiceIndex
-    count: Count
-    reason: FinishReason
-    cached_tokens: Count
-    tokenize_ms: float
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
-    kind: Literal["end"] = "end"
 
 
 ErrorCode = Literal[

@@ -97,9 +97,9 @@ class Group:
         if entries:
             await self._bus.run([("XACK", self.stream, self.name, *entries), ("XDEL", self.stream, *entries)])
 
-    async def hand_on(self, entries: Sequence[str], stream: str, items: Sequence[Message]) -> None:
-        """Acknowledge entries in the same transaction that hands on what came of them."""
-        adds = [("XADD", stream, "*", FIELD, encode(item)) for item in items]
+    async def hand_on(self, entries: Sequence[str], items: Sequence[tuple[str, Message]]) -> None:
+        """Acknowledge entries in the same transaction that hands on what came of them, as (stream, message)."""
+        adds = [("XADD", stream, "*", FIELD, encode(item)) for stream, item in items]
         acks = [("XACK", self.stream, self.name, *entries), ("XDEL", self.stream, *entries)] if entries else []
         if adds or acks:
             await self._bus.run([*adds, *acks], atomic=True)

@@ -53,15 +53,17 @@ class Choice:
 
 
 class Follower:
-    """What one reader of the log knows of one request. `given` are the tokens that the attempt started from."""
+    """What one reader of the log knows of one request. The attempt started from `given` tokens, some choices complete."""
 
-    def __init__(self, generation: int, choices: int, given: Sequence[bytes] = ()) -> None:
+    def __init__(self, generation: int, choices: int, given: Sequence[bytes] = (), ends: Sequence[End | None] = ()) -> None:
         self.epoch: Epoch = (generation, 0, 0)
         self.choices = [Choice() for _ in range(choices)]
         self.failure: Fail | None = None
         self.prompt_tokens = 0
         for choice, packed in zip(self.choices, given, strict=False):
             choice.extend(packed)
+        for choice, end in zip(self.choices, ends, strict=False):
+            choice.end = end
 
     @property
     def ended(self) -> bool:
@@ -112,10 +114,6 @@ class Follower:
             return Verdict.CONFLICT
         choice.end = record
         return Verdict.NEWS
-
-    def given(self) -> tuple[bytes, ...]:
-        """The accepted tokens of each choice, packed: what a new attempt starts from."""
-        return tuple(pack_ids(choice.ids) for choice in self.choices)
 
 
 def cursor(choices: Sequence[Choice], counts: Sequence[int]) -> str:

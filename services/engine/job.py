@@ -1,0 +1,99 @@
+"""A request as this engine holds it: its work entry, its epoch, its place in the token log, and what it cost. Pure."""
+
+from dataclasses import dataclass, field
+
+from services.engine.plan import Sampled
+from services.engine.sequence import Sequence
+from shared.blocks import HASH_BYTES
+from shared.messages import Claim, End, Epoch, ErrorCode, Fail, Logprob, Tokens, Work, pack_ids, unpack_ids
+from shared.tokenlog import Choice, entry_epoch
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Times are seconds of a monotonic clock. `choices` are the outputs as we have written them to the log."""
+
+    work: Work
+    entry: str
+    taken_at: float
+    choices: list[Choice] = field(default_factory=list)
+    started_at: float = 0.0
+    first_token_at: float = 0.0
+    cached_tokens: int = 0
+
+    @property
+    def epoch(self) -> Epoch:
+        return entry_epoch(self.work.generation, self.entry)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.work.prompt) // 4
+
+    @property
+    def done(self) -> bool:
+        return all(choice.end for choice in self.choices)
+
+    def sequences(self) -> list[Sequence]:
+        """What the scheduler gets: one sequence to be forked, or, where outputs differ already, one per open choice."""
+        open = [at for at, choice in enumerate(self.choices) if choice.end is None]
+        if len(open) == self.work.sampling.n and not any(len(choice.ids) for choice in self.choices):
+            return [self._sequence(0, unforked=len(open) - 1)]
+        return [self._sequence(at, unforked=0) for at in open]
+
+    def _sequence(self, choice: int, unforked: int) -> Sequence:
+        prompt, blocks = list(unpack_ids(self.work.prompt)), self.work.blocks
+        return Sequence(
+            request=self.work.request,
+            choice=choice,
+            tokens=[*prompt, *self.choices[choice].ids],
+            prompt_length=len(prompt),
+            limit=len(prompt) + self.work.max_tokens,
+            sampling=self.work.sampling,
+            hashes=[blocks[at : at + HASH_BYTES] for at in range(0, len(blocks), HASH_BYTES)],
+            root=self.work.root,
+            unforked=unforked,
+        )
+
+    # -- records for the token log ---------------------------------------------------------------------------------
+
+    def claim(self) -> Claim:
+        return Claim(request=self.work.request, epoch=self.epoch, prompt_tokens=self.prompt_tokens)
+
+    def fail(self, code: ErrorCode, text: str) -> Fail:
+        return Fail(request=self.work.request, epoch=self.epoch, code=code, text=text)
+
+    def advance(self, choice: int, sampled: Sampled) -> Tokens:
+        """The record of one drawn token; from here on the token counts as written."""
+        output, packed = self.choices[choice], pack_ids([sampled.token])
+        logprobs: tuple[Logprob, ...] | None = None if sampled.logprob is None else (sampled.logprob,)
+        record = Tokens(
+            request=self.work.request,
+            epoch=self.epoch,
+            choice=choice,
+            first=len(output.ids),
+            digest=output.hash.digest(),
+            ids=packed,
+            logprobs=logprobs,
+        )
+        output.extend(packed)
+        return record
+
+    def end(self, sequence: Sequence, now: float) -> End:
+        output = self.choices[sequence.choice]
+        output.end = End(
+            request=self.work.request,
+            epoch=self.epoch,
+            choice=sequence.choice,
+            count=len(output.ids),
+            reason=sequence.finish or "cancelled",
+            cached_tokens=self.cached_tokens,
+            tokenize_ms=self.work.tokenize_ms,
+            queue_ms=1000 * ((self.started_at or now) - self.taken_at),
+            prefill_ms=1000 * ((self.first_token_at or now) - (self.started_at or now)),
+            decode_ms=1000 * (now - (self.first_token_at or now)),
+        )
+        return output.end
+
+    def handed_on(self, crashed: bool) -> Work:
+        """The same work for whoever comes next: it will read the output so far from the log."""
+        return self.work.model_copy(update={"resume": True, "tries": self.work.tries + crashed})

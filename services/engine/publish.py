@@ -1,0 +1,85 @@
+"""What the engine has to say, in order: one XADD per partition for all that a step (or several, if we lag) produced.
+
+An acknowledgement goes out behind the records that were put before it, never earlier.
+"""
+
+import asyncio
+from collections import defaultdict
+
+from shared.bus import FIELD, Bus, entry_order
+from shared.messages import LogRecord, Step, encode
+from shared.readers import Group
+
+MAX_LAG = 8  # steps whose records may be under way before the engine waits
+EXPIRE_EVERY_S = 60.0
+
+
+class Publisher:
+    def __init__(self, bus: Bus, group: Group, keep_s: int) -> None:
+        self._bus, self._group, self._keep_s = bus, group, keep_s
+        self._records: dict[str, list[LogRecord]] = defaultdict(list)
+        self._acks: list[str] = []
+        self._news = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._steps = 0
+        self._newest: dict[str, int] = {}  # per partition, the broker's time of our last entry in it
+        self._expired: dict[str, float] = {}
+
+    def put(self, partition: str, *records: LogRecord) -> None:
+        self._records[partition] += records
+        self._wake()
+
+    def ack(self, entry: str) -> None:
+        self._acks.append(entry)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._idle.clear()
+
+    async def room(self) -> None:
+        """Call once per step: waits while too much is unsent."""
+        self._steps += 1
+        if self._steps > MAX_LAG:
+            await self._idle.wait()
+
+    async def flushed(self) -> None:
+        await self._idle.wait()
+
+    async def work(self) -> None:
+        """Send until cancelled. Raises BusDown when the broker stays away for the bus's patience."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            records, self._records = self._records, defaultdict(list)
+            acks, self._acks = self._acks, []
+            self._steps = 0
+            await self._send(records)
+            await self._group.ack(acks)
+            if not self._news.is_set():
+                self._idle.set()
+
+    async def _send(self, records: dict[str, list[LogRecord]]) -> None:
+        if not records:
+            return
+        replies = await self._bus.run([self._command(partition, tuple(said)) for partition, said in records.items()])
+        now = asyncio.get_running_loop().time()
+        for partition, entry in zip(records, replies, strict=True):
+            self._newest[partition] = entry_order(entry.decode())[0]
+            if now - self._expired.get(partition, -EXPIRE_EVERY_S) >= EXPIRE_EVERY_S:
+                self._expired[partition] = now
+                await self._bus.expire(self._bus.names.tokens(partition), self._keep_s)
+                self._forget(now)
+
+    def _command(self, partition: str, said: tuple[LogRecord, ...]) -> tuple[object, ...]:
+        # Trimmed by the broker's own clock, as its last answer told it.
+        oldest = self._newest.get(partition, 0) - 1000 * self._keep_s
+        packed = encode(Step(records=said))
+        return ("XADD", self._bus.names.tokens(partition), "MINID", "~", max(oldest, 0), "*", FIELD, packed)
+
+    def _forget(self, now: float) -> None:
+        """Partitions of streamers that are long gone."""
+        for partition in [name for name, at in self._expired.items() if now - at > self._keep_s]:
+            del self._expired[partition]
+            self._newest.pop(partition, None)

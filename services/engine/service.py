@@ -1,0 +1,278 @@
+"""The engine's service: work in, merge steps on the device, tokens out. The only file here that knows asyncio and the bus.
+
+Four tasks: *intake* takes work and gives it to the scheduler, *steps* plans, runs and commits, *leases* keeps (or loses)
+what is ours, *control* hears cancellations. The device works in one thread of its own; the event loop never waits for it.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+
+from services.engine.forward import Forward
+from services.engine.job import Job
+from services.engine.plan import Sampled
+from services.engine.publish import Publisher
+from services.engine.schedule import Scheduler
+from services.engine.sequence import Sequence
+from shared.bus import START, Bus, BusDown
+from shared.config import EngineConfig
+from shared.messages import Cancel, ErrorCode, Message, Step, Work
+from shared.readers import Delivery, Group, Tail
+from shared.run import Life
+from shared.tokenlog import Choice, Follower, Verdict
+
+GROUP = "engines"
+INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
+LEASE_EVERY_S = 1.0
+MAX_TRIES = 3  # engines lost with a request before it is given up as poison
+REMEMBERED_CANCELS = 10_000
+RETRY_S = 0.5
+log = logging.getLogger("headrace")
+
+
+class Engine:
+    def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, forward: Forward) -> None:
+        self.life, self.scheduler, self.forward = life, scheduler, forward
+        self.bus: Bus = life.bus
+        self.jobs: dict[str, Job] = {}
+        self.cancelled: OrderedDict[tuple[str, int], int] = OrderedDict()  # (request, choice or -1) → up to generation
+        self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
+        self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
+        self.device = ThreadPoolExecutor(1, "device")
+        self.news, self.freed = asyncio.Event(), asyncio.Event()
+
+    async def serve(self) -> None:
+        """Run until told to stop, then hand what is unfinished to whoever comes next."""
+        publishing = asyncio.create_task(self.publisher.work())
+        async with asyncio.TaskGroup() as tasks:
+            for task in (self.intake(), self.steps(), self.leases(), self.control(), self._wake_at_end()):
+                tasks.create_task(task)
+            publishing.add_done_callback(self._publisher_ended)
+        await self.publisher.flushed()
+        publishing.cancel()
+        await self._hand_on()
+        await self.group.close()
+        self.device.shutdown()
+
+    def _publisher_ended(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.life.fail(f"cannot publish: {error}")
+            self.life.stopping.set()
+
+    async def _wake_at_end(self) -> None:
+        await self.life.stopping.wait()
+        self.news.set()
+        self.freed.set()
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    async def steps(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self.life.stopping.is_set():
+            if not self.scheduler.busy:
+                self.news.clear()
+                await self.news.wait()
+                continue
+            plan = self.scheduler.plan()
+            self._note_starts()
+            sampled = await loop.run_in_executor(self.device, self.forward.run, plan)
+            self._count(plan.tokens, len(plan.rows))
+            self._report(self.scheduler.commit(sampled))
+            await self.publisher.room()
+
+    def _note_starts(self) -> None:
+        now = time.monotonic()
+        for sequence in self.scheduler.planned:
+            job = self.jobs.get(sequence.request)
+            if job is not None and not job.started_at:
+                job.started_at, job.cached_tokens = now, sequence.cached
+                self.life.stats.counters["cached_tokens"] += sequence.cached
+
+    def _count(self, tokens: int, rows: int) -> None:
+        counters = self.life.stats.counters
+        counters["steps"] += 1
+        counters["computed_tokens"] += tokens
+        counters["step_rows"] += rows
+        counters["preemptions"] = self.scheduler.preemptions
+
+    def _report(self, advanced: list[tuple[Sequence, Sampled]]) -> None:
+        """Put each new token, and each end, where its client's streamer will read it."""
+        now = time.monotonic()
+        for sequence, sampled in advanced:
+            job = self.jobs.get(sequence.request)
+            if job is None:
+                continue
+            if sequence.broken:
+                self._fail(job, "engine_crash", "the model gave no usable logits for this request")
+                continue
+            job.first_token_at = job.first_token_at or now
+            self.publisher.put(job.work.partition, job.advance(sequence.choice, sampled))
+            self.life.stats.counters["output_tokens"] += 1
+            if sequence.done:
+                self._end(job, sequence, now)
+
+    def _end(self, job: Job, sequence: Sequence, now: float) -> None:
+        if job.choices[sequence.choice].end is None:
+            self.publisher.put(job.work.partition, job.end(sequence, now))
+        if job.done:
+            self.life.stats.counters["finished"] += 1
+            self._close(job)
+
+    def _fail(self, job: Job, code: ErrorCode, text: str) -> None:
+        self.publisher.put(job.work.partition, job.fail(code, text))
+        self.life.stats.counters["failed"] += 1
+        self._close(job)
+
+    def _close(self, job: Job) -> None:
+        """Done with a job: its entry is acknowledged behind all that was said of it."""
+        self._drop(job)
+        self.publisher.ack(job.entry)
+
+    def _drop(self, job: Job) -> None:
+        if self.jobs.get(job.work.request) is job:
+            del self.jobs[job.work.request]
+            self.scheduler.cancel(job.work.request)
+        self.freed.set()
+
+    # -- intake ----------------------------------------------------------------------------------------------------
+
+    async def intake(self) -> None:
+        while not self.life.stopping.is_set():
+            room = self.scheduler.max_running - self.scheduler.open
+            if room <= 0:
+                self.freed.clear()
+                await self.freed.wait()
+                continue
+            try:
+                for delivery in await self.group.read(min(room, INTAKE)):
+                    await self._take(delivery)
+            except BusDown as error:
+                log.warning("%s: %s", self.life.config.id, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _take(self, delivery: Delivery) -> None:
+        work = delivery.message
+        if not isinstance(work, Work):
+            await self.group.ack([delivery.entry])
+        elif delivery.again:
+            await self._reissue([delivery])
+        else:
+            await self._begin(Job(work, delivery.entry, time.monotonic(), [Choice() for _ in range(work.sampling.n)]))
+
+    async def _begin(self, job: Job) -> None:
+        before = self.jobs.get(job.work.request)
+        if before is not None and before.epoch > job.epoch:
+            self.publisher.ack(job.entry)
+            return
+        if before is not None:
+            self._close(before)
+        if (refusal := self._refusal(job)) is not None:
+            self.publisher.put(job.work.partition, job.claim())
+            self._fail(job, *refusal)
+        elif not job.work.resume:
+            self.publisher.put(job.work.partition, job.claim())
+            self._schedule(job)
+        elif await self._catch_up(job):
+            self._schedule(job)
+        else:
+            self.publisher.ack(job.entry)
+
+    def _refusal(self, job: Job) -> tuple[ErrorCode, str] | None:
+        if 1000 * time.time() > job.work.deadline_ms:
+            return "deadline_exceeded", "the request's time ran out before an engine was free"
+        if self.cancelled.get((job.work.request, -1), -1) >= job.work.generation:
+            return "cancelled", "cancelled before it began"
+        if job.work.tries >= MAX_TRIES:
+            return "engine_crash", f"{MAX_TRIES} engines were lost while they served this request"
+        return None
+
+    async def _catch_up(self, job: Job) -> bool:
+        """Claim first, then read the log up to the claim: what it tells is what this attempt continues."""
+        work, stream = job.work, self.bus.names.tokens(job.work.partition)
+        mine = await self.bus.append(stream, Step(records=(job.claim(),)))
+        follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
+        for _, item in await self.bus.span(stream, work.log_from, mine):
+            for record in item.records if isinstance(item, Step) else ():
+                if record.request == work.request and follower.read(record) is Verdict.CONFLICT:
+                    return False
+        job.choices = follower.choices
+        self.life.stats.counters["takeovers"] += 1
+        return follower.epoch == job.epoch and not follower.ended
+
+    def _schedule(self, job: Job) -> None:
+        self.jobs[job.work.request] = job
+        for sequence in job.sequences():
+            self.scheduler.add(sequence)
+        for choice in range(job.work.sampling.n):
+            if self.cancelled.get((job.work.request, choice), -1) >= job.work.generation:
+                self._cancel(job, choice)
+        self.news.set()
+
+    # -- leases ----------------------------------------------------------------------------------------------------
+
+    async def leases(self) -> None:
+        """Keep what is ours alive, let go of what is not, and take over from engines that have gone silent."""
+        while not self.life.stopping.is_set():
+            await asyncio.sleep(LEASE_EVERY_S)
+            try:
+                held = await self.group.refresh([job.entry for job in self.jobs.values()])
+                for job in [job for job in self.jobs.values() if job.entry not in held]:
+                    self.life.stats.counters["leases_lost"] += 1
+                    self._drop(job)
+                await self._reissue(await self.group.stale(INTAKE))
+            except BusDown as error:
+                log.warning("%s: %s", self.life.config.id, error)
+            self._expire()
+
+    def _expire(self) -> None:
+        now_ms = 1000 * time.time()
+        for job in [job for job in self.jobs.values() if now_ms > job.work.deadline_ms]:
+            self._fail(job, "deadline_exceeded", "the request's time ran out")
+
+    async def _reissue(self, deliveries: list[Delivery]) -> None:
+        """An entry that was in an engine before becomes a new entry: its higher id outranks whoever still has the old one."""
+        onward: list[tuple[str, Message]] = []
+        for delivery in deliveries:
+            if isinstance(delivery.message, Work):
+                onward.append((self.bus.names.work, Job(delivery.message, delivery.entry, 0.0).handed_on(crashed=True)))
+        await self.group.hand_on([delivery.entry for delivery in deliveries], onward)
+
+    async def _hand_on(self) -> None:
+        """Draining: running requests go on elsewhere at once, instead of making a rollout wait for them."""
+        jobs = list(self.jobs.values())
+        items: list[tuple[str, Message]] = [(self.bus.names.work, job.handed_on(crashed=False)) for job in jobs]
+        await self.group.hand_on([job.entry for job in jobs], items)
+
+    # -- cancellation ----------------------------------------------------------------------------------------------
+
+    async def control(self) -> None:
+        control = self.bus.names.control
+        tail = Tail(self.bus, {control: START})
+        while not self.life.stopping.is_set():
+            try:
+                for _, _, item in await tail.read():
+                    if isinstance(item, Cancel):
+                        self._hear(item)
+            except BusDown:
+                await asyncio.sleep(RETRY_S)
+        await tail.close()
+
+    def _hear(self, item: Cancel) -> None:
+        key = (item.request, -1 if item.choice is None else item.choice)
+        self.cancelled[key] = item.generation
+        self.cancelled.move_to_end(key)
+        if len(self.cancelled) > REMEMBERED_CANCELS:
+            self.cancelled.popitem(last=False)
+        job = self.jobs.get(item.request)
+        if job is not None and job.work.generation <= item.generation:
+            self._cancel(job, item.choice)
+
+    def _cancel(self, job: Job, choice: int | None) -> None:
+        if choice is None:
+            self._fail(job, "cancelled", "cancelled")
+            return
+        now = time.monotonic()
+        for sequence in self.scheduler.cancel(job.work.request, choice):
+            self._end(job, sequence, now)

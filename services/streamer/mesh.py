@@ -1,0 +1,100 @@
+"""What the whole mesh looks like from here: processes, queues, and Prometheus metrics of every stage."""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from shared.bus import Bus
+from shared.config import STAGES
+from shared.messages import Beat
+
+LABELS = ("stage", "id")
+
+
+class Mesh(Collector):
+    """A picture of the mesh, renewed each second by the heartbeat."""
+
+    def __init__(self, bus: Bus, model: str) -> None:
+        self._bus, self._model = bus, model
+        self.beats: list[Beat] = []
+        self.queues: dict[str, int] = {"submit": 0, "work": 0}
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+
+    async def look(self) -> None:
+        self.beats = await self._bus.members()
+        names = self._bus.names
+        submit, work = await self._bus.depths([names.submit, names.work])
+        self.queues = {"submit": submit, "work": work}
+
+    @property
+    def missing(self) -> str:
+        """The first stage that has no ready process; empty when all have one."""
+        ready = {beat.stage for beat in self.beats if beat.ready}
+        return next((stage for stage in STAGES if stage not in ready), "")
+
+    def as_json(self) -> dict[str, Any]:
+        fields = ("stage", "id", "pid", "host", "ready", "detail", "gauges")
+        return {
+            "model": self._model,
+            "ready": not self.missing,
+            "processes": [{field: getattr(beat, field) for field in fields} for beat in self.beats],
+            "queues": self.queues,
+            "counters": {
+                "requests": self._sum("tokenizer", "requests"),
+                "output_tokens": self._sum("engine", "output_tokens"),
+                "cached_tokens": self._sum("engine", "cached_tokens"),
+            },
+        }
+
+    def _sum(self, stage: str, counter: str) -> int:
+        return int(sum(beat.counters.get(counter, 0.0) for beat in self.beats if beat.stage == stage))
+
+    # -- Prometheus ------------------------------------------------------------------------------------------------
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("headrace_ready", "1 when the process is ready", labels=LABELS)
+        for beat in self.beats:
+            up.add_metric((beat.stage, beat.id), float(beat.ready))
+        depth = GaugeMetricFamily("headrace_queue_depth", "Entries outstanding in a stream", labels=("stream",))
+        for stream, entries in self.queues.items():
+            depth.add_metric((stream,), entries)
+        yield up
+        yield depth
+        yield from self._counters()
+        yield from self._gauges()
+        yield from self._histograms()
+
+    def _counters(self) -> Iterator[Metric]:
+        for name in sorted({name for beat in self.beats for name in beat.counters}):
+            family = CounterMetricFamily(f"headrace_{name}", f"{name.replace('_', ' ')} since start", labels=LABELS)
+            for beat in self.beats:
+                if name in beat.counters:
+                    family.add_metric((beat.stage, beat.id), beat.counters[name])
+            yield family
+
+    def _gauges(self) -> Iterator[Metric]:
+        for name in sorted({name for beat in self.beats for name in beat.gauges}):
+            family = GaugeMetricFamily(f"headrace_{name}", f"{name.replace('_', ' ')} now", labels=LABELS)
+            for beat in self.beats:
+                if name in beat.gauges:
+                    family.add_metric((beat.stage, beat.id), beat.gauges[name])
+            yield family
+
+    def _histograms(self) -> Iterator[Metric]:
+        for name in sorted({name for beat in self.beats for name in beat.histograms}):
+            family = HistogramMetricFamily(f"headrace_{name}_seconds", f"{name} in seconds", labels=LABELS)
+            for beat in self.beats:
+                if name in beat.histograms:
+                    histogram = beat.histograms[name]
+                    bounds = [*map(str, histogram.bounds), "+Inf"]
+                    buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+                    family.add_metric((beat.stage, beat.id), buckets, sum_value=histogram.total)
+            yield family

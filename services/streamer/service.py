@@ -1,0 +1,233 @@
+"""The streamer's loop: follows the token log with one blocking read, however many clients it serves.
+
+It also opens requests, attaches clients that come back (from any streamer), restores requests whose log was lost, and
+cancels what nobody waits for. It holds connections and no authority: the log and the request's record decide.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+
+from services.streamer.session import Session, StreamError
+from shared.bus import Bus, BusDown, entry_order
+from shared.config import StreamerConfig
+from shared.messages import Attach, Cancel, Record, Step, Submit
+from shared.readers import Tail
+from shared.run import Life
+from shared.tokenlog import agrees, counts_of
+from shared.vocab import Vocab
+
+RETRY_S = 0.5
+SILENCE_S = 15.0  # after this long without news the broker is asked whether anybody still has the request
+log = logging.getLogger("headrace")
+
+
+class Streamer:
+    """Requests of the clients that are connected to this process."""
+
+    def __init__(self, life: Life[StreamerConfig], vocab: Vocab, position: str, partition: str) -> None:
+        self.life, self.config, self.vocab = life, life.config, vocab
+        self.bus: Bus = life.bus
+        self.partition = partition
+        self.sessions: dict[str, Session] = {}
+        self.orphans: dict[str, asyncio.TimerHandle] = {}
+        self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
+        self.background: set[asyncio.Task[None]] = set()
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        while not self.life.stopping.is_set():
+            try:
+                for stream, entry, item in await self.tail.read():
+                    self._dispatch(stream, entry, item)
+            except BusDown as error:
+                log.warning("%s: %s", self.config.id, error)
+                await asyncio.sleep(RETRY_S)
+        await self.tail.close()
+
+    def _dispatch(self, stream: str, entry: str, item: object) -> None:
+        for record in item.records if isinstance(item, Step) else ():
+            session = self.sessions.get(record.request)
+            if session is not None and self.bus.names.tokens(session.partition) == stream:
+                session.apply(entry, record)
+                if session.conflict:
+                    self.start(self.restore(session))
+
+    def start(self, work: "asyncio.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
+        """Run something beside the loop, and keep hold of it until it is done."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    # -- a request's life ------------------------------------------------------------------------------------------
+
+    async def open(self, record: Record) -> Session:
+        """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown."""
+        session = Session(record, self.vocab)
+        self.sessions[session.id] = session
+        await self.bus.save(record, self.config.keep_s, lambda _: True)
+        await self.bus.append(self.bus.names.submit, record.submit)
+        self.life.stats.counters["requests"] += 1
+        return session
+
+    def new_record(self, submit: Submit, stop: Sequence[str]) -> Record:
+        return Record(submit=submit, stop=tuple(stop), connection=1)
+
+    def log_position(self) -> str:
+        return self.tail.positions[self.bus.names.tokens(self.partition)]
+
+    def close(self, session: Session) -> None:
+        """The client has its terminal event, or has left: stop serving, and stop engines from working for nobody."""
+        if self.sessions.get(session.id) is session:
+            del self.sessions[session.id]
+        if not session.follower.ended and not (session.error and session.error.code == "superseded"):
+            self.start(self._cancel(session.record, None))
+
+    def cancel_choice(self, session: Session, choice: int) -> None:
+        """A stop string ended a choice here, before its engine knew."""
+        if len(session.outputs) > 1 and session.follower.choices[choice].end is None:
+            self.start(self._cancel(session.record, choice))
+
+    async def _cancel(self, record: Record, choice: int | None) -> None:
+        try:
+            await self.bus.cancel(
+                Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice)
+            )
+        except BusDown as error:
+            log.warning("%s: a cancellation was lost: %s", self.config.id, error)
+
+    def detach(self, session: Session) -> None:
+        """The client's socket is gone; it may come back, here or elsewhere, until the resume window has passed."""
+        if self.sessions.get(session.id) is session:
+            del self.sessions[session.id]
+        if session.follower.ended or session.done:
+            return
+        loop = asyncio.get_running_loop()
+        self._keep(session.id)
+        self.orphans[session.id] = loop.call_later(
+            self.config.resume_window_s, lambda: self.start(self._abandon(session.record))
+        )
+
+    def _keep(self, request: str) -> None:
+        timer = self.orphans.pop(request, None)
+        if timer is not None:
+            timer.cancel()
+
+    async def _abandon(self, record: Record) -> None:
+        """Nobody came back to this streamer; if nobody came back anywhere, the request is cancelled."""
+        self.orphans.pop(record.submit.request, None)
+        now = await self.bus.load(record.submit.request)
+        if now is not None and now.connection == record.connection:
+            await self._cancel(now, None)
+
+    # -- coming back -----------------------------------------------------------------------------------------------
+
+    async def attach(self, request: str, cursor: str) -> Session:
+        """Serve a client that comes back with its cursor. Raises StreamError `stream_lost`, BusDown, ValueError."""
+        record = await self._supersede(request)
+        stream = self.bus.names.tokens(record.submit.partition)
+        session = Session(record, self.vocab)
+        counts = counts_of(cursor, len(session.outputs)) if cursor else [0] * len(session.outputs)
+        await self._catch_up(session, stream)
+        if cursor and not agrees(cursor, session.follower.choices):
+            raise StreamError("stream_lost", f"the log does not hold the stream up to cursor {cursor}")
+        session.skip(counts)
+        before = self.sessions.get(request)
+        if before is not None:
+            before.fail("superseded", "another connection serves this request now")
+        self._keep(request)
+        self.sessions[request] = session
+        if session.conflict:
+            self.start(self.restore(session))
+        session.news.set()
+        self.life.stats.counters["resumes"] += 1
+        return session
+
+    async def _supersede(self, request: str) -> Record:
+        """Count the connection up, and tell whoever served the client before."""
+        while True:
+            record = await self.bus.load(request)
+            if record is None:
+                raise StreamError("stream_lost", "this request is not known (any more)")
+            mine, seen = record.model_copy(update={"connection": record.connection + 1}), record.connection
+            if await self.bus.save(mine, self.config.keep_s, lambda now: now is not None and now.connection == seen):
+                note = Step(records=(Attach(request=request, connection=mine.connection),))
+                await self.bus.append(self.bus.names.tokens(mine.submit.partition), note)
+                return mine
+
+    async def _catch_up(self, session: Session, stream: str) -> None:
+        """Read the log from where the attempt began until the tail can take over without a gap."""
+        while True:
+            for entry, item in await self.bus.span(stream, session.position):
+                for record in item.records if isinstance(item, Step) else ():
+                    if record.request == session.id:
+                        session.apply(entry, record)
+                session.position = entry
+            if stream not in self.tail.positions:
+                self.tail.positions[stream] = session.position
+                await self._wake_tail()
+            if entry_order(self.tail.positions[stream]) <= entry_order(session.position):
+                return
+
+    async def _wake_tail(self) -> None:
+        """An empty entry of our own ends the tail's blocking read, which does not know of a stream just added."""
+        await self.bus.append(self.bus.names.tokens(self.partition), Step(records=()))
+
+    # -- restoring -------------------------------------------------------------------------------------------------
+
+    async def restore(self, session: Session) -> None:
+        """Start a new attempt from what the client has: the log cannot be followed, or the broker lost it."""
+        log_from = await self.bus.last_entry(self.bus.names.tokens(session.partition))
+        submit = session.record.submit  # from here to `begin` nothing may be awaited: what was told must not grow
+        given, ends = session.delivered()
+        generation = max(submit.generation, session.follower.epoch[0]) + 1
+        update = {"generation": generation, "given": given, "ends": ends, "log_from": log_from}
+        record = session.record.model_copy(update={"submit": submit.model_copy(update=update)})
+        session.begin(record)
+
+        def ours(now: Record | None) -> bool:
+            # A lower connection there means that the broker lost the newer record, a higher one that we are superseded.
+            return now is None or (now.connection <= record.connection and now.submit.generation < generation)
+
+        if not await self.bus.save(record, self.config.keep_s, ours):
+            session.fail("superseded", "another connection serves this request now")
+            return
+        self.life.stats.counters["restores"] += 1
+        log.warning("%s: restoring %s from %s tokens", self.config.id, session.id, session.counts)
+        await self.bus.cancel(Cancel(request=session.id, generation=generation - 1))
+        await self.bus.append(self.bus.names.submit, record.submit)
+
+    async def restore_all(self) -> None:
+        """The broker is another than before: it may have lost anything."""
+        for stream in self.tail.positions:
+            self.tail.positions[stream] = await self.bus.last_entry(stream)
+        for session in list(self.sessions.values()):
+            if not session.done:
+                await self.restore(session)
+
+    async def look_after(self) -> None:
+        """Once a second: the time-out of requests, and those of which nothing is heard while nobody has them."""
+        now, now_ms = time.monotonic(), 1000 * time.time()
+        for session in list(self.sessions.values()):
+            if now_ms > session.record.submit.deadline_ms + 2000:
+                session.fail("deadline_exceeded", "the request's time ran out")
+            elif session.follower.claimed and not session.follower.ended and now - session.heard > SILENCE_S:
+                session.heard = now
+                _, ms, seq = session.follower.epoch
+                if not await self.bus.holds(self.bus.names.work, f"{ms}-{seq}"):
+                    await self.restore(session)
+        await self._keep_partition()
+
+    async def _keep_partition(self) -> None:
+        """Partitions of streamers that are gone are followed only while somebody here needs them."""
+        needed = {self.bus.names.tokens(name) for name in (self.partition, *(s.partition for s in self.sessions.values()))}
+        for stream in [stream for stream in self.tail.positions if stream not in needed]:
+            del self.tail.positions[stream]
+        await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex

@@ -1,0 +1,112 @@
+"""Requests → token ids with their block hashes, or a clear refusal. Pure; called in batches off the event loop."""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from services.tokenizer.template import BadChat, ChatTemplate
+from shared.blocks import chain, root
+from shared.messages import ErrorCode, Fail, Submit, Work, pack_ids, unpack_ids
+from shared.vocab import Vocab
+
+
+class Refusal(ValueError):
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Encoder:
+    def __init__(self, vocab: Vocab, context: int, dtype: str, block_size: int) -> None:
+        self._vocab, self._context, self._dtype, self._block_size = vocab, context, dtype, block_size
+        self._template = ChatTemplate(vocab)
+
+    def encode(self, submits: Sequence[Submit], now_ms: int) -> list[Work | Fail]:
+        """One answer per request, in order. A bad request is refused alone."""
+        started = perf_counter()
+        texts: dict[int, str] = {}
+        answers: dict[int, Work | Fail] = {}
+        for at, submit in enumerate(submits):
+            try:
+                texts[at] = self._text(submit, now_ms)
+            except Refusal as refusal:
+                answers[at] = _fail(submit, refusal)
+        encoded = self._encode([submits[at] for at in texts], list(texts.values()))
+        took_ms = 1000 * (perf_counter() - started)
+        for at, ids in zip(texts, encoded, strict=True):
+            try:
+                answers[at] = self._work(submits[at], ids, took_ms)
+            except Refusal as refusal:
+                answers[at] = _fail(submits[at], refusal)
+        return [answers[at] for at in range(len(submits))]
+
+    def _text(self, submit: Submit, now_ms: int) -> str:
+        if now_ms > submit.deadline_ms:
+            raise Refusal("deadline_exceeded", "the request's time ran out before it was tokenized")
+        if isinstance(submit.prompt, bytes):
+            return ""
+        if isinstance(submit.prompt, str):
+            return submit.prompt
+        try:
+            return self._template.render(submit.prompt)
+        except BadChat as error:
+            raise Refusal("bad_prompt", str(error)) from error
+
+    def _encode(self, submits: Sequence[Submit], texts: Sequence[str]) -> list[list[int]]:
+        """A chat's template has written the special tokens already; a plain text gets those that the model's rules add."""
+        tokenizer = self._vocab.tokenizer
+        chats = tokenizer.encode_batch_fast(
+            [text for submit, text in zip(submits, texts, strict=True) if isinstance(submit.prompt, tuple)],
+            add_special_tokens=False,
+        )
+        plain = tokenizer.encode_batch_fast(
+            [text for submit, text in zip(submits, texts, strict=True) if isinstance(submit.prompt, str)]
+        )
+        queues = {tuple: iter(chats), str: iter(plain)}
+        return [
+            list(unpack_ids(submit.prompt)) if isinstance(submit.prompt, bytes) else next(queues[type(submit.prompt)]).ids
+            for submit in submits
+        ]
+
+    def _work(self, submit: Submit, ids: list[int], took_ms: float) -> Work:
+        room = self._context - len(ids)
+        self._check(submit, ids, room)
+        packed = pack_ids(ids)
+        start = root(self._vocab.fingerprint, self._dtype, self._block_size, submit.tenant)
+        stops = () if submit.sampling.ignore_eos else self._vocab.stop_ids
+        stop_ids = tuple(dict.fromkeys((*submit.sampling.stop_ids, *stops)))
+        return Work(
+            request=submit.request,
+            tenant=submit.tenant,
+            partition=submit.partition,
+            log_from=submit.log_from,
+            generation=submit.generation,
+            given=submit.given,
+            ends=submit.ends,
+            prompt=packed,
+            root=start,
+            blocks=b"".join(chain(start, packed, self._block_size)),
+            sampling=submit.sampling.model_copy(update={"stop_ids": stop_ids}),
+            max_tokens=submit.max_tokens or room,
+            deadline_ms=submit.deadline_ms,
+            tokenize_ms=took_ms,
+            resume=submit.generation > 0,
+        )
+
+    def _check(self, submit: Submit, ids: list[int], room: int) -> None:
+        if not ids:
+            raise Refusal("bad_prompt", "the prompt has no tokens")
+        if room < 1:
+            raise Refusal("prompt_too_long", f"the prompt has {len(ids)} tokens; the model's context holds {self._context}")
+        if (submit.max_tokens or 1) > room:
+            asked = f"{len(ids)} prompt tokens and max_tokens {submit.max_tokens}"
+            raise Refusal("prompt_too_long", f"{asked} do not fit into the model's context of {self._context}")
+        if max(ids) >= self._vocab.size or min(ids) < 0:
+            raise Refusal("bad_prompt", f"token ids must be from 0 to {self._vocab.size - 1}")
+        worst = max((id for id, _ in submit.sampling.logit_bias), default=0)
+        if max(worst, *submit.sampling.stop_ids, 0) >= self._vocab.size:
+            raise Refusal("bad_prompt", f"logit_bias and stop_token_ids must name ids from 0 to {self._vocab.size - 1}")
+
+
+def _fail(submit: Submit, refusal: Refusal) -> Fail:
+    """Refused before any engine's claim: under the first epoch of the request's generation."""
+    return Fail(request=submit.request, epoch=(submit.generation, 0, 0), code=refusal.code, text=str(refusal))
