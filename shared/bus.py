@@ -228,7 +228,7 @@ class Bus:
         return [item for value in values if value is not None and isinstance(item := decode(value), Beat)]
 
 
-def _record(packed: bytes | None) -> Record | None:
+def _record(packed: Any) -> Record | None:
     try:
         item = decode(packed) if packed else None
     except Malformed:

@@ -44,6 +44,7 @@ class MeshConfig(BaseModel):
     block_size: Literal[8, 16, 32] = 16
     max_context: Annotated[int, Field(ge=0, le=1 << 20)] = 0  # tokens; 0 is what the model was made for
     request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 600
+    log: Literal["info", "warning"] = "info"
     resume_window_s: Annotated[int, Field(ge=1, le=86400)] = 600
 
     @property

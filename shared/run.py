@@ -111,6 +111,7 @@ def run(stage: str, cls: type[_Config], main: Callable[[Life[_Config]], Coroutin
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     try:
         config = load(cls, stage)
+        log.setLevel(config.log.upper())
         log.info("%s config: %s", config.id, shown(config))
         uvloop.run(_live(stage, config, main))
     except ConfigError as error:

@@ -1,6 +1,7 @@
 """What one engine step will do: plain data between policy (schedule) and device (forward). Pure, frozen, broadcastable."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from shared.messages import Logprob, Sampling
 
@@ -58,3 +59,13 @@ class Sampled:
 
     token: int
     logprob: Logprob | None = None
+
+
+class Device(Protocol):
+    """What runs plans. Called from one thread; `blocks` is the size of its page pool, block 0 included."""
+
+    blocks: int
+
+    def run(self, plan: Plan) -> list[Sampled]:
+        """One answer per draw, in order."""
+        ...

@@ -10,9 +10,8 @@ import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
-from services.engine.forward import Forward
 from services.engine.job import Job
-from services.engine.plan import Sampled
+from services.engine.plan import Device, Sampled
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
@@ -33,14 +32,14 @@ log = logging.getLogger("headrace")
 
 
 class Engine:
-    def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, forward: Forward) -> None:
-        self.life, self.scheduler, self.forward = life, scheduler, forward
+    def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, device: Device) -> None:
+        self.life, self.scheduler, self.device = life, scheduler, device
         self.bus: Bus = life.bus
         self.jobs: dict[str, Job] = {}
         self.cancelled: OrderedDict[tuple[str, int], int] = OrderedDict()  # (request, choice or -1) → up to generation
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
-        self.device = ThreadPoolExecutor(1, "device")
+        self.thread = ThreadPoolExecutor(1, "device")
         self.news, self.freed = asyncio.Event(), asyncio.Event()
 
     async def serve(self) -> None:
@@ -54,7 +53,7 @@ class Engine:
         publishing.cancel()
         await self._hand_on()
         await self.group.close()
-        self.device.shutdown()
+        self.thread.shutdown()
 
     def _publisher_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -77,7 +76,7 @@ class Engine:
                 continue
             plan = self.scheduler.plan()
             self._note_starts()
-            sampled = await loop.run_in_executor(self.device, self.forward.run, plan)
+            sampled = await loop.run_in_executor(self.thread, self.device.run, plan)
             self._count(plan.tokens, len(plan.rows))
             self._report(self.scheduler.commit(sampled))
             await self.publisher.room()

@@ -8,7 +8,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any
 
 from services.streamer.session import Session, StreamError
 from shared.bus import Bus, BusDown, entry_order
@@ -35,11 +37,12 @@ class Streamer:
         self.orphans: dict[str, asyncio.TimerHandle] = {}
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
+        self.finished = asyncio.Event()  # set once the last client has been served
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
     async def follow(self) -> None:
-        while not self.life.stopping.is_set():
+        while not self.finished.is_set():
             try:
                 for stream, entry, item in await self.tail.read():
                     self._dispatch(stream, entry, item)
@@ -56,7 +59,7 @@ class Streamer:
                 if session.conflict:
                     self.start(self.restore(session))
 
-    def start(self, work: "asyncio.Coroutine[None, None, None]") -> None:  # type: ignore[name-defined]
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the loop, and keep hold of it until it is done."""
         task = asyncio.get_running_loop().create_task(work)
         self.background.add(task)
@@ -93,9 +96,7 @@ class Streamer:
 
     async def _cancel(self, record: Record, choice: int | None) -> None:
         try:
-            await self.bus.cancel(
-                Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice)
-            )
+            await self.bus.cancel(Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice))
         except BusDown as error:
             log.warning("%s: a cancellation was lost: %s", self.config.id, error)
 
@@ -122,6 +123,15 @@ class Streamer:
         now = await self.bus.load(record.submit.request)
         if now is not None and now.connection == record.connection:
             await self._cancel(now, None)
+
+    def observe(self, session: Session) -> None:
+        """Latencies as the client saw them."""
+        clock, tokens = session.clock, sum(session.counts)
+        if clock.first:
+            self.life.stats.observe("ttft", clock.first - clock.opened)
+        if tokens > 1:
+            self.life.stats.observe("tpot", (clock.newest - clock.first) / (tokens - 1))
+        self.life.stats.counters["streamed_tokens"] += tokens
 
     # -- coming back -----------------------------------------------------------------------------------------------
 
@@ -152,8 +162,8 @@ class Streamer:
             record = await self.bus.load(request)
             if record is None:
                 raise StreamError("stream_lost", "this request is not known (any more)")
-            mine, seen = record.model_copy(update={"connection": record.connection + 1}), record.connection
-            if await self.bus.save(mine, self.config.keep_s, lambda now: now is not None and now.connection == seen):
+            mine = record.model_copy(update={"connection": record.connection + 1})
+            if await self.bus.save(mine, self.config.keep_s, partial(_is_at, record.connection)):
                 note = Step(records=(Attach(request=request, connection=mine.connection),))
                 await self.bus.append(self.bus.names.tokens(mine.submit.partition), note)
                 return mine
@@ -227,6 +237,10 @@ class Streamer:
         for stream in [stream for stream in self.tail.positions if stream not in needed]:
             del self.tail.positions[stream]
         await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)
+
+
+def _is_at(connection: int, now: Record | None) -> bool:
+    return now is not None and now.connection == connection
 
 
 def new_request_id() -> str:

@@ -65,6 +65,7 @@ class Session:
         self.vocab, self.clock = vocab, Clock()
         self.news = asyncio.Event()
         self.conflict = False
+        self.stopped = False
         self.error: StreamError | None = None
         self.heard = time.monotonic()
         self.outputs = [Output(TextStream(vocab.tokenizer, record.stop)) for _ in range(record.submit.sampling.n)]
@@ -87,7 +88,7 @@ class Session:
 
     @property
     def done(self) -> bool:
-        return self.error is not None or all(output.finish for output in self.outputs)
+        return self.stopped or self.error is not None or all(output.finish for output in self.outputs)
 
     def apply(self, entry: str, record: LogRecord) -> None:
         """Take one record of the log, in order."""
@@ -110,6 +111,11 @@ class Session:
         self.error = self.error or StreamError(code, text)
         self.news.set()
 
+    def stop(self) -> None:
+        """The client wants no more: what it was told is the answer."""
+        self.stopped = True
+        self.news.set()
+
     # -- towards the client ----------------------------------------------------------------------------------------
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
@@ -117,7 +123,7 @@ class Session:
         while not self.done:
             await self.news.wait()
             self.news.clear()
-            while fresh := self._advance():
+            while not self.stopped and (fresh := self._advance()):
                 yield fresh
             if self.error is not None:
                 raise self.error

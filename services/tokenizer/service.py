@@ -7,12 +7,13 @@ import time
 from services.tokenizer.encode import Encoder
 from shared.bus import BusDown
 from shared.config import ConfigError, TokenizerConfig
-from shared.messages import Fail, Message, Step, Submit
+from shared.messages import Fail, Message, Step, Submit, Work
 from shared.readers import Delivery, Group
 from shared.run import Life
 from shared.vocab import load_vocab
 
 RETRY_S = 0.5
+SWEEP_EVERY_S = 1.0  # how often to look for entries of tokenizers that went silent
 log = logging.getLogger("headrace")
 
 
@@ -27,9 +28,13 @@ async def main(life: Life[TokenizerConfig]) -> None:
         raise ConfigError(f"{config.model}: {error}") from error
     group = Group(life.bus, life.bus.names.submit, "tokenizers", config.id)
     life.mark_ready(f"{vocab.size} tokens, context {context}")
+    swept = 0.0
     while not life.stopping.is_set():
         try:
-            arrived = await group.read(config.batch) or await group.stale(config.batch)
+            arrived = await group.read(config.batch)
+            if time.monotonic() - swept > SWEEP_EVERY_S:
+                swept = time.monotonic()
+                arrived += await group.stale(config.batch)
             await _serve(life, group, encoder, arrived)
         except BusDown as error:
             log.warning("%s: %s", config.id, error)
@@ -42,13 +47,17 @@ async def _serve(life: Life[TokenizerConfig], group: Group, encoder: Encoder, ar
     submits = [delivery.message for delivery in arrived if isinstance(delivery.message, Submit)]
     if not submits:
         return
-    now_ms = int(1000 * time.time())
-    answers = await asyncio.to_thread(encoder.encode, submits, now_ms)
-    names = life.bus.names
-    onward: list[tuple[str, Message]] = []
-    for submit, answer in zip(submits, answers, strict=True):
-        refused = isinstance(answer, Fail)
-        onward.append((names.tokens(submit.partition), Step(records=(answer,))) if refused else (names.work, answer))
-        life.stats.counters["refused" if refused else "requests"] += 1
-        life.stats.counters["prompt_tokens"] += 0 if refused else len(answer.prompt) // 4
+    answers = await asyncio.to_thread(encoder.encode, submits, int(1000 * time.time()))
+    onward = [_onward(life, submit, answer) for submit, answer in zip(submits, answers, strict=True)]
     await group.hand_on([delivery.entry for delivery in arrived], onward)
+
+
+def _onward(life: Life[TokenizerConfig], submit: Submit, answer: Work | Fail) -> tuple[str, Message]:
+    """Where an answer goes: work to the engines, a refusal straight to the client's token log."""
+    names, counters = life.bus.names, life.stats.counters
+    if isinstance(answer, Fail):
+        counters["refused"] += 1
+        return names.tokens(submit.partition), Step(records=(answer,))
+    counters["requests"] += 1
+    counters["prompt_tokens"] += len(answer.prompt) // 4
+    return names.work, answer

@@ -1,0 +1,39 @@
+"""From a configuration to a serving engine: build the device, size the page pool, run the service."""
+
+import asyncio
+from collections.abc import Callable
+
+from services.engine.pages import Pages
+from services.engine.plan import Device
+from services.engine.schedule import Scheduler
+from services.engine.service import Engine
+from shared.config import ConfigError, EngineConfig
+from shared.run import Life
+
+
+async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device] | None = None) -> None:
+    """`build` makes the device; the tests give a device without a model."""
+    config = life.config
+    life.detail = "loading weights"
+    device = await asyncio.to_thread(build or _torch_device, config)
+    scheduler = _scheduler(config, device)
+    gauges = life.stats.gauges
+    gauges["running"] = lambda: len(scheduler.running)
+    gauges["waiting"] = lambda: len(scheduler.waiting)
+    gauges["free_blocks"] = lambda: scheduler.pages.free
+    gauges["blocks"] = lambda: scheduler.pages.blocks
+    life.mark_ready(f"{device.blocks * config.block_size} tokens of KV in {device.blocks} blocks")
+    await Engine(life, scheduler, device).serve()
+
+
+def _scheduler(config: EngineConfig, device: Device) -> Scheduler:
+    try:
+        return Scheduler(Pages(device.blocks, config.block_size), config.token_budget, config.max_running)
+    except ValueError as error:
+        raise ConfigError(f"HEADRACE_ENGINE_TOKEN_BUDGET, _MAX_RUNNING: {error}") from error
+
+
+def _torch_device(config: EngineConfig) -> Device:
+    from services.engine.forward import Forward  # torch takes seconds to import: the heartbeat is on its way by then
+
+    raise NotImplementedError(Forward)

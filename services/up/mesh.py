@@ -1,0 +1,141 @@
+"""A whole mesh on one machine: the broker, then the stages; progress until all are ready; the end in order."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.status import Status
+
+from services.up.ask import AskFailed, ask
+from services.up.broker import Broker
+from services.up.options import Options, check_port
+from services.up.supervise import Child, Unusable, stage_child
+from shared.bus import Bus, BusDown
+from shared.config import ConfigError, MeshConfig
+from shared.messages import Beat
+from shared.run import EXIT_FAILURE, EXIT_USAGE
+from shared.vocab import load_vocab
+
+LOOK_S = 0.2  # while starting; afterwards the supervisor sleeps until a process ends
+BROKER_S = 10.0
+
+
+async def serve(options: Options, console: Console) -> int:
+    """Run a mesh until it is told to stop. Returns the exit code. Raises ConfigError."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    check_port(options.host, options.port)
+    load_vocab(options.model)  # a model that cannot be read is one clear error, here; and the stages find it kept
+    stopping = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stopping.set)
+    broker = None if options.redis_url else Broker()
+    try:
+        return await _run(options, console, broker, stopping)
+    finally:
+        if broker is not None:
+            broker.remove()
+
+
+async def _run(options: Options, console: Console, broker: Broker | None, stopping: asyncio.Event) -> int:
+    url = broker.url if broker else options.redis_url
+    config = MeshConfig(id="up", redis_url=url, model=options.model, dtype=options.dtype)  # type: ignore[arg-type]
+    bus = Bus(url, config.served_name, patience_s=BROKER_S)
+    children: list[Child] = []
+    keeping: list[asyncio.Task[None]] = []
+
+    def keep(child: Child) -> None:
+        children.append(child)
+        keeping.append(asyncio.create_task(child.keep_alive()))
+
+    try:
+        if broker is not None:
+            keep(Child("broker", broker.command, os.environ))
+        try:
+            await bus.incarnation()
+        except BusDown as error:
+            raise ConfigError(f"no broker answers at {url}: {error}; start one, or unset REDIS_URL to have your own") from error
+        for child in _stages(options, url):
+            keep(child)
+        return await _until_stopped(options, console, bus, keeping, stopping)
+    except BusDown as error:
+        console.print(f"headrace: {error}", style="red", markup=False)
+        return EXIT_FAILURE
+    finally:
+        await _end(children)
+        await asyncio.gather(*keeping, return_exceptions=True)
+        await bus.close()
+
+
+def _stages(options: Options, url: str) -> list[Child]:
+    env = {
+        "HEADRACE_REDIS_URL": url,
+        "HEADRACE_MODEL": options.model,
+        "HEADRACE_DTYPE": options.dtype,
+        "HEADRACE_STREAMER_HOST": options.host,
+        "HEADRACE_STREAMER_PORT": str(options.port),
+        "HEADRACE_LOG": "info" if options.verbose else "warning",
+    }
+    # The engine first: it takes longest.
+    order = sorted(options.counts.items(), key=lambda item: item[0] != "engine")
+    return [stage_child(stage, number, env) for stage, count in order for number in range(count)]
+
+
+async def _end(children: list[Child]) -> None:
+    """Stages first, the broker last: what they still have to say goes through it."""
+    await asyncio.gather(*(child.end() for child in children if child.name != "broker"))
+    await asyncio.gather(*(child.end() for child in children if child.name == "broker"))
+
+
+async def _until_stopped(
+    options: Options, console: Console, bus: Bus, keeping: "list[asyncio.Task[None]]", stopping: asyncio.Event
+) -> int:
+    stop = asyncio.create_task(stopping.wait())
+    work = asyncio.create_task(_ready_and_ask(options, console, bus))
+    waiting = {stop, *keeping, *([work] if options.ask else [])}
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stop}:
+            task.result()
+        return 0
+    except Unusable as error:
+        console.print(f"headrace: {error} cannot run with this configuration (its message is above)", style="red", markup=False)
+        return EXIT_USAGE
+    except AskFailed as error:
+        console.print(f"headrace: {error}", style="red", markup=False)
+        return EXIT_FAILURE
+    finally:
+        for task in (stop, work):
+            task.cancel()
+        await asyncio.gather(stop, work, return_exceptions=True)
+
+
+async def _ready_and_ask(options: Options, console: Console, bus: Bus) -> None:
+    started = time.monotonic()
+    with console.status("starting") as status:
+        await _all_ready(options, bus, status)
+    if options.ask:
+        await ask(f"http://{options.host}:{options.port}", options.ask, Console())
+        return
+    url = f"http://{options.host}:{options.port}"
+    console.print(f"[bold green]ready[/] in {time.monotonic() - started:.1f} s: {bus.names.model}")
+    console.print(f"  chat       {url}/\n  OpenAI     {url}/v1\n  WebSocket  {url.replace('http', 'ws')}/v1/ws")
+    console.print(f"  mesh       {url}/v1/mesh   metrics {url}/metrics\n  stop with Ctrl-C")
+
+
+async def _all_ready(options: Options, bus: Bus, status: Status) -> None:
+    """Show what each stage is doing until every process that was asked for is ready."""
+    while True:
+        beats: list[Beat] = []
+        with contextlib.suppress(BusDown):
+            beats = await bus.members()
+        waiting = {stage: n - sum(b.ready and b.stage == stage for b in beats) for stage, n in options.counts.items()}
+        if not any(count > 0 for count in waiting.values()):
+            return
+        details = {beat.stage: beat.detail for beat in beats if not beat.ready}
+        status.update(" · ".join(f"{stage}: {details.get(stage, 'starting')}" for stage, n in waiting.items() if n > 0))
+        await asyncio.sleep(LOOK_S)

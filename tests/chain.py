@@ -1,0 +1,66 @@
+"""An engine without a model: each token is a function of a hash of its whole context, read back from the pages.
+
+One lost, doubled, reordered or spliced token, or one wrong page, changes every token after it, so a client that knows the
+function sees the fault at that token. Run it as an engine process: python -m tests.chain
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from services.engine.plan import Plan, Sampled
+from services.engine.start import main
+from shared.config import EngineConfig
+from shared.messages import pack_ids
+from shared.run import run
+
+FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens
+BLOCKS = 8192
+
+
+def next_token(context: Sequence[int], choice: int) -> int:
+    """The chain's rule."""
+    digest = hashlib.blake2b(pack_ids([*context, choice]), digest_size=4).digest()
+    return FIRST + int.from_bytes(digest, "little") % (LAST - FIRST)
+
+
+def expected(prompt: Sequence[int], count: int, choice: int = 0) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens, choice))
+    return tokens[len(prompt) :]
+
+
+class ChainDevice:
+    """Pages that hold the tokens themselves. `step_s` makes a step take time, as a model would."""
+
+    blocks = BLOCKS
+
+    def __init__(self, block_size: int, step_s: float) -> None:
+        self._size, self._step_s = block_size, step_s
+        self._slots: dict[int, list[int]] = {}
+
+    def run(self, plan: Plan) -> list[Sampled]:
+        if self._step_s:
+            time.sleep(self._step_s)
+        for source, target in plan.copies:
+            self._slots[target] = list(self._slots.get(source, ()))
+        for row in plan.rows:
+            for at, token in enumerate(row.tokens, start=row.start):
+                page = self._slots.setdefault(row.blocks[at // self._size], [0] * self._size)
+                page[at % self._size] = token
+        return [Sampled(next_token(self._context(plan, draw.row), draw.choice)) for draw in plan.draws]
+
+    def _context(self, plan: Plan, at: int) -> list[int]:
+        row = plan.rows[at]
+        return [token for block in row.blocks for token in self._slots[block]][: row.end]
+
+
+def chain_device(config: EngineConfig) -> ChainDevice:
+    return ChainDevice(config.block_size, float(os.environ.get("CHAIN_STEP_S", "0")))
+
+
+if __name__ == "__main__":
+    run("engine", EngineConfig, partial(main, build=chain_device))

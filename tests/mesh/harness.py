@@ -1,0 +1,91 @@
+"""A whole mesh of real processes for a test: broker, stages, restarts, and the ways to hurt them."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import ClientSession
+
+from services.up.broker import Broker
+from services.up.supervise import Child, stage_child
+from shared.bus import Bus
+from shared.config import MeshConfig, bundled_model
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class RunningMesh:
+    """`chain`: engines whose tokens are a hash of their context (tests.chain) instead of the model."""
+
+    def __init__(
+        self, counts: Mapping[str, int] | None = None, chain: bool = False, env: Mapping[str, str] | None = None, model: str = ""
+    ) -> None:
+        self.counts = {"tokenizer": 1, "engine": 1, "streamer": 1} | dict(counts or {})
+        self.chain, self.port = chain, free_port()
+        self.ports = [self.port] * self.counts["streamer"]
+        self.broker = Broker()
+        self.model = model or bundled_model()
+        self.env = {
+            "HEADRACE_REDIS_URL": self.broker.url,
+            "HEADRACE_MODEL": self.model,
+            "HEADRACE_STREAMER_PORT": str(self.port),
+            "HEADRACE_LOG": "warning",
+            **(env or {}),
+        }
+        self.children: dict[str, Child] = {}
+        self.tasks: list[asyncio.Task[None]] = []
+        name = MeshConfig(id="test", model=self.model).served_name
+        self.bus = Bus(self.broker.url, name)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, stage: str, number: int, env: Mapping[str, str] | None = None) -> Child:
+        child = stage_child(stage, number, self.env | dict(env or {}))
+        if stage == "engine" and self.chain:
+            child.command = [sys.executable, "-m", "tests.chain"]
+        return self._keep(child)
+
+    def _keep(self, child: Child) -> Child:
+        self.children[child.name] = child
+        self.tasks.append(asyncio.create_task(child.keep_alive()))
+        return child
+
+    async def __aenter__(self) -> "RunningMesh":
+        self._keep(Child("broker", self.broker.command, os.environ))
+        for stage, count in self.counts.items():
+            for number in range(count):
+                self.start(stage, number)
+        await self.until_ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(*(child.end() for child in self.children.values() if child.name != "broker"))
+        await self.bus.close()
+        await self.children["broker"].end()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.broker.remove()
+
+    async def until_ready(self, timeout_s: float = 60) -> None:
+        """Every process is ready, and every streamer has seen so."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                ready = [beat for beat in await self.bus.members() if beat.ready]
+                if all(sum(beat.stage == stage for beat in ready) >= n for stage, n in self.counts.items()):
+                    break
+                for task in self.tasks:
+                    if task.done():
+                        task.result()
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1.2)  # one heartbeat: a streamer admits when it has seen the others
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]:
+        async with ClientSession() as client, client.post(f"{self.url}{path}", json=body) as response:
+            return response.status, await response.json()
