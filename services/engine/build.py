@@ -33,7 +33,9 @@ def _blocks(config: EngineConfig, spec: ModelSpec) -> int:
     tokens = config.kv_tokens or max(context, min(POOL_TOKENS, _affordable(spec)))
     blocks = -(-tokens // config.block_size) + 1
     if blocks < least:
-        raise ConfigError(f"HEADRACE_ENGINE_KV_TOKENS={tokens} is less than one context of {context}: lower HEADRACE_MAX_CONTEXT")
+        raise ConfigError(
+            f"HEADRACE_ENGINE_KV_TOKENS={tokens} is less than one context of {context}: lower HEADRACE_MAX_CONTEXT"
+        )
     return blocks
 
 
