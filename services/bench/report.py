@@ -81,7 +81,8 @@ def _verdict(limit: float, met: bool) -> str:
 def _rates(summary: Summary) -> Table:
     table = Table("", "", title="rates", show_header=False)
     table.add_row("throughput", f"{summary.throughput:,.1f} output tokens/s")
-    table.add_row("prompts", f"{summary.prompt_throughput:,.1f} prompt tokens/s")
+    if summary.input_tokens:  # only the server knows them
+        table.add_row("prompts", f"{summary.prompt_throughput:,.1f} prompt tokens/s")
     table.add_row("QPS", f"{summary.qps:,.3f} answers/s")
     table.add_row("goodput", f"{summary.goodput:,.3f} answers/s within the SLO")
     table.add_row("answers", f"{summary.succeeded:,} of {summary.sent:,} in {duration(summary.elapsed)}")
