@@ -58,7 +58,7 @@ class Engine:
     def _publisher_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.life.fail(f"cannot publish: {error}")
-            self.life.stopping.set()
+            self.life.stop()
 
     async def _wake_at_end(self) -> None:
         await self.life.stopping.wait()
