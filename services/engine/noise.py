@@ -12,8 +12,8 @@ def _mix(z: int) -> int:
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits: SplitMix64's output for a state hashed from the three in turn."""
+    """A number in [0, 1) in steps of 2^-52, so that times a double it stays below it: SplitMix64's output for a state hashed from the three in turn."""
     state = 0
     for part in (seed, choice, position):
         state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
-    return (_mix((state + _GOLDEN) & _MASK) >> 11) * 2.0**-53
+    return (_mix((state + _GOLDEN) & _MASK) >> 12) * 2.0**-52
