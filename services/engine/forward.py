@@ -8,7 +8,7 @@ import torch
 from services.engine import batch, sample
 from services.engine.attention import make_pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
-from services.engine.linear import FORMS, Best, Form, Matrix
+from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
 from services.engine.plan import Draw, Plan, Row, Sampled
 from services.engine.weights import Maker, load
@@ -42,7 +42,9 @@ class Forward:
         with torch.inference_mode():
             self.model = Llama(self.spec, load(checkpoint, make, make_head, kind))
             self.pages = make_pages(self.spec, num_blocks, block_size, kind)
-        self.forms = {shape: names for maker in (make, make_head) if isinstance(maker, Best) for shape, names in maker.chosen.items()}
+        self.forms = {
+            shape: names for maker in (make, make_head) if isinstance(maker, Best) for shape, names in maker.chosen.items()
+        }
 
     @property
     def kv_bytes_per_block(self) -> int:

@@ -7,9 +7,9 @@ what is ours, *control* hears cancellations. The device works in one thread of i
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
+from services.engine.cancels import Cancels
 from services.engine.job import Job
 from services.engine.plan import Device, Sampled
 from services.engine.publish import Publisher
@@ -26,7 +26,6 @@ GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
 LEASE_EVERY_S = 1.0
 MAX_TRIES = 3  # engines lost with a request before it is given up as poison
-REMEMBERED_CANCELS = 10_000
 RETRY_S = 0.5
 log = logging.getLogger("headrace")
 
@@ -36,7 +35,7 @@ class Engine:
         self.life, self.scheduler, self.device = life, scheduler, device
         self.bus: Bus = life.bus
         self.jobs: dict[str, Job] = {}
-        self.cancelled: OrderedDict[tuple[str, int], int] = OrderedDict()  # (request, choice or -1) → up to generation
+        self.cancels = Cancels()
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.thread = ThreadPoolExecutor(1, "device")
@@ -181,7 +180,7 @@ class Engine:
     def _refusal(self, job: Job) -> tuple[ErrorCode, str] | None:
         if 1000 * time.time() > job.work.deadline_ms:
             return "deadline_exceeded", "the request's time ran out before an engine was free"
-        if self.cancelled.get((job.work.request, -1), -1) >= job.work.generation:
+        if self.cancels.covers(job.work.request, job.work.generation):
             return "cancelled", "cancelled before it began"
         if job.work.tries >= MAX_TRIES:
             return "engine_crash", f"{MAX_TRIES} engines were lost while they served this request"
@@ -205,7 +204,7 @@ class Engine:
         for sequence in job.sequences():
             self.scheduler.add(sequence)
         for choice in range(job.work.sampling.n):
-            if self.cancelled.get((job.work.request, choice), -1) >= job.work.generation:
+            if self.cancels.covers(job.work.request, job.work.generation, choice):
                 self._cancel(job, choice)
         self.news.set()
 
@@ -259,11 +258,7 @@ class Engine:
         await tail.close()
 
     def _hear(self, item: Cancel) -> None:
-        key = (item.request, -1 if item.choice is None else item.choice)
-        self.cancelled[key] = item.generation
-        self.cancelled.move_to_end(key)
-        if len(self.cancelled) > REMEMBERED_CANCELS:
-            self.cancelled.popitem(last=False)
+        self.cancels.hear(item)
         job = self.jobs.get(item.request)
         if job is not None and job.work.generation <= item.generation:
             self._cancel(job, item.choice)
