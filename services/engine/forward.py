@@ -29,7 +29,7 @@ def _makers(checkpoint: Checkpoint, dtype: Dtype) -> tuple[Maker, Maker]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Loading is thousands of short operations: with the other stages starting beside it, threads wait for each other."""
+    """Loading is thousands of short operations: beside other stages that start, threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

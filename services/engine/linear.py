@@ -165,12 +165,9 @@ class Best:
     def measure(self, matrix: Matrix, columns: int) -> tuple[str, ...]:
         """The best form's name for each of MEASURED.
 
-        From many rows to few, a form is left only for one that is a tenth faster, lest noise hold all weights twice.
+        Call it with torch on one thread. From many rows to few, a form is left only for one that is a tenth faster,
+        lest noise hold all weights twice.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(
-            1
-        )  # so that its CPU time is the whole work
         forms = {name: FORMS[name](matrix) for name in self.candidates if name != "int4" or isinstance(matrix, Grouped)}
         chosen: list[str] = []
         for rows in reversed(MEASURED):
