@@ -17,7 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.messages import Beat, Malformed, Message, Record, decode, encode
+from shared.codec import Malformed, decode, encode
+from shared.messages import Beat, Message, Record
 from shared.names import Streams
 
 BLOCK_MS = 1000

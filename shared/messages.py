@@ -1,19 +1,16 @@
 """Every message on any wire, and the stream each one travels on.
 
-A message is a frozen pydantic model, packed with msgpack as a map that carries the protocol's version and the message's kind.
-Readers validate what they read (types, lengths, ranges); what does not validate raises `Malformed` and goes to `dead`.
+A message is a frozen pydantic model, strict about types, lengths and ranges; `shared.codec` packs and reads them.
 Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never travel here.
 """
 
 from typing import Annotated, Literal
 
-import msgpack
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from shared.fields import (
     MAX_CHAT_MESSAGES,
     MAX_CHOICES,
-    MAX_MESSAGE_BYTES,
     Bias,
     ChoiceIndex,
     Choices,
@@ -35,12 +32,6 @@ from shared.fields import (
     TopK,
     TopP,
 )
-
-VERSION = 1
-
-
-class Malformed(ValueError):
-    """A packed message that is not ours: not msgpack, another version, or fields that do not validate."""
 
 
 class Wire(BaseModel):
@@ -244,30 +235,3 @@ class Beat(Wire):
 
 
 Message = Submit | Work | Step | Cancel | Record | Beat
-_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
-
-
-def encode(item: Message) -> bytes:
-    """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    packed: bytes = msgpack.packb([VERSION, item.model_dump()])
-    if len(packed) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
-    return packed
-
-
-def decode(packed: bytes) -> Message:
-    """Unpack and validate a message. Raises Malformed."""
-    try:
-        if len(packed) > MAX_MESSAGE_BYTES:
-            raise Malformed(f"larger than {MAX_MESSAGE_BYTES} bytes")
-        version, body = msgpack.unpackb(packed, use_list=False, max_ext_len=0)
-        if version != VERSION:
-            raise Malformed(f"protocol version {version!r} is not {VERSION}")
-        return _MESSAGE.validate_python(body)
-    except Malformed:
-        raise
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise Malformed(f"not a message: {type(error).__name__}") from None

@@ -1,5 +1,7 @@
 """The device side of an engine: a model and its pages; a plan in, sampled tokens out. Called from one thread."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -18,11 +20,22 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 def _makers(checkpoint: Checkpoint, dtype: Dtype) -> tuple[Maker, Maker]:
-    """How to build the layers and the head. `auto` measures for a quantized checkpoint and is bfloat16 for any other."""
+    """How to build the layers and the head. `auto` measures if the checkpoint is quantized, else it is bfloat16."""
     if dtype != "auto" or not checkpoint.quantized:
         plain = FORMS["bfloat16" if dtype == "auto" else dtype]
         return plain, plain
     return Best(("int4", "int8", "bfloat16", "float32")), Best(("int8", "float32"))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Loading is thousands of short operations: beside other stages that start, threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Forward:
@@ -39,16 +52,15 @@ class Forward:
         self.threads = torch.get_num_threads()
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
         make, make_head = _makers(checkpoint, dtype)
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread():
             self.model = Llama(self.spec, load(checkpoint, make, make_head, kind))
             self.pages = make_pages(self.spec, num_blocks, block_size, kind)
-        self.forms = {
-            shape: names for maker in (make, make_head) if isinstance(maker, Best) for shape, names in maker.chosen.items()
-        }
+        best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
+        self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
 
     @property
     def kv_bytes_per_block(self) -> int:
-        return kv_bytes_per_block(self.spec, self.dtype_name, self.pages.block_size)
+        return self.pages.all[:, :, 0].nbytes
 
     def warm_up(self) -> None:
         """Run small and large steps once, on block 0, so that the first request does not pay for it."""

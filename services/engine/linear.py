@@ -17,7 +17,7 @@ GROUP = 32  # columns that share a scale in GGUF's 4-bit forms
 BLOCK = 64  # columns that a Hadamard turn mixes, at most
 TINY = 1e-12  # keeps a row of zeros from dividing by zero
 MEASURED = (1, 4, 16, 64)  # numbers of rows at which forms are compared
-TOO_SLOW = 0.005  # seconds
+RACE = 0.015  # seconds for one comparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,10 @@ class Int4:
 class Int8:
     """8-bit weights (a scale per row) times 8-bit activations (a scale per token), summed exactly in int32.
 
-    For checkpoints that are quantized already. A few columns of x are far larger than the rest and would take the scale for
-    themselves, so both sides are first turned by a Hadamard matrix in blocks of 64 columns, which spreads them and leaves
-    the product as it is (QuaRot, arXiv 2404.00456). On SmolLM2 in Q4_1 the logits' relative error is 0.05; it is 0.035 where
-    activations are rounded in groups of 32, as llama.cpp does, and 0.12 without the turn.
+    For checkpoints that are quantized already. A few columns of x are far larger than the rest and would take the scale
+    for themselves, so both sides are first turned by a Hadamard matrix in blocks of 64 columns, which spreads them and
+    leaves the product as it is (QuaRot, arXiv 2404.00456). On SmolLM2 in Q4_1 the logits' relative error is 0.05; it is
+    0.035 where activations are rounded in groups of 32, as llama.cpp does, and 0.12 without the turn.
     """
 
     def __init__(self, matrix: Matrix) -> None:
@@ -109,7 +109,7 @@ class Int8:
 
     def __call__(self, x: Tensor) -> Tensor:
         x = self._turned(x.float())
-        scale = x.abs().amax(1, keepdim=True).clamp_(min=TINY).div_(127)  # [rows, 1]
+        scale = x.amax(1, keepdim=True).maximum(-x.amin(1, keepdim=True)).clamp_(min=TINY).div_(127)  # [rows, 1]
         codes = x.div_(scale).round_().to(torch.int8).view(torch.uint8).add_(128)  # wraps around: the code + 128
         y: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, 128, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
@@ -150,7 +150,7 @@ class Chosen:
 
 
 class Best:
-    """Makes layers of the forms that are fastest here. Measures each shape of layer once: the machine decides, not we."""
+    """Makes layers of the forms that are fastest here. Each shape of layer is measured once."""
 
     def __init__(self, candidates: tuple[str, ...]) -> None:
         self.candidates = candidates
@@ -165,27 +165,27 @@ class Best:
     def measure(self, matrix: Matrix, columns: int) -> tuple[str, ...]:
         """The best form's name for each of MEASURED.
 
-        From many rows to few, a form is left only for one that is a tenth faster, lest noise hold all weights twice.
+        Call it with torch on one thread. From many rows to few, a form is left only for one that is a tenth faster,
+        lest noise hold all weights twice.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # with more, what is measured on a busy machine is the wait for a thread without a core
         forms = {name: FORMS[name](matrix) for name in self.candidates if name != "int4" or isinstance(matrix, Grouped)}
         chosen: list[str] = []
         for rows in reversed(MEASURED):
             x = torch.randn(rows, columns)
-            took = {name: _seconds(form, x) * (0.9 if chosen[-1:] == [name] else 1.0) for name, form in forms.items()}
-            chosen.append(min(took, key=lambda name: took[name]))
-        torch.set_num_threads(threads)
+            took = _race(forms, x)
+            if chosen:
+                took[chosen[-1]] *= 0.9
+            chosen.append(min(took, key=took.__getitem__))
         return tuple(reversed(chosen))
 
 
-def _seconds(form: Form, x: Tensor) -> float:
-    """The best of several runs; a slow form is not run again."""
-    best = math.inf
-    for _ in range(5):
-        begin = time.perf_counter()
-        form(x)
-        best = min(best, time.perf_counter() - begin)
-        if best > TOO_SLOW:
-            break
+def _race(forms: dict[str, Form], x: Tensor) -> dict[str, float]:
+    """The best of each form's times, in seconds of this one thread's CPU: a busy machine hardly changes them."""
+    best = dict.fromkeys(forms, math.inf)
+    until = time.thread_time() + RACE
+    while time.thread_time() < until or math.inf in best.values():
+        for name, form in forms.items():
+            begin = time.thread_time()
+            form(x)
+            best[name] = min(best[name], time.thread_time() - begin)
     return best

@@ -1,8 +1,8 @@
 """Logits -> tokens, for all draws of a step at once.
 
-A draw's logits go through: penalties, bias, mask of stop ids, temperature, min-p, top-k, top-p (the order of the last three is
-vLLM's). Then one uniform number, keyed by (seed, choice, position), picks from the cumulated probabilities in order of id.
-Logprobs are those of the raw logits, before all of this.
+A draw's logits go through: penalties, bias, mask of stop ids, temperature, min-p, top-k, top-p (the order of the last
+three is vLLM's). Then one uniform number, keyed by (seed, choice, position), picks from the cumulated probabilities in
+order of id. Logprobs are those of the raw logits, before all of this.
 """
 
 import math
@@ -19,11 +19,11 @@ CANDIDATES = 1024  # so many of the largest logits are sorted first; all of them
 
 
 def sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...]) -> list[Sampled]:
-    """One answer per draw, whose logits are row draw_row[i] of [rows, vocab] float32. Token -1: they were not finite."""
+    """One answer per draw, from row draw_row[i] of logits [rows, vocab] float32. Token -1: they were not finite."""
     if all(_is_plain(draw) for draw in draws):
-        tokens = logits.argmax(1)  # which is where a NaN is, if there is one
-        found = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        return [Sampled(token) for token in tokens.where(found.isfinite(), -1)[draw_row].tolist()]
+        largest = logits.argmax(1)  # which is where a NaN is, if there is one
+        found = logits.gather(1, largest.unsqueeze(1)).squeeze(1)
+        return [Sampled(token) for token in largest.where(found.isfinite(), -1)[draw_row].tolist()]
     raw = logits[draw_row]  # [draws, vocab], a copy
     sound = raw.amax(1).isfinite()
     raw.masked_fill_(~sound.unsqueeze(1), 0)
@@ -80,7 +80,9 @@ def _pick(logits: Tensor, draws: tuple[Draw, ...]) -> list[int]:
 def _draw(logits: Tensor, draws: list[Draw]) -> Tensor:
     """Inverse of the cumulated weights, in order of id, at the draw's uniform number: [draws] int64."""
     heat = torch.tensor([[draw.sampling.temperature] for draw in draws], dtype=torch.float32)
-    heated = (logits - logits.amax(1, keepdim=True)).div_(heat.clamp(min=1e-5))  # 0 is the largest: weights are at most 1
+    heated = (logits - logits.amax(1, keepdim=True)).div_(
+        heat.clamp(min=1e-5)
+    )  # 0 is the largest: weights are at most 1
     floors = _floors(heated, [draw.sampling for draw in draws])
     weights = heated.exp().masked_fill_(heated < floors.unsqueeze(1), 0)
     total = weights.cumsum(1, dtype=torch.float64)
@@ -103,7 +105,7 @@ def _floors(heated: Tensor, samplings: list[Sampling]) -> Tensor:
 
 
 def _cut(heated: Tensor, floors: Tensor, samplings: list[Sampling], width: int) -> tuple[Tensor, list[bool]]:
-    """Raise the floors [rows] to top-k's and then top-p's, from each row's `width` largest; and whether these sufficed."""
+    """Raise the floors [rows] to top-k's, then top-p's, by each row's `width` largest; and whether these sufficed."""
     vocab = heated.shape[1]
     largest = heated.topk(width, dim=1).values  # [rows, width], falling
     k = torch.tensor([min(s.top_k or vocab, vocab) for s in samplings])

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from services.engine.cancels import Cancels
+from services.engine.catch_up import catch_up
 from services.engine.job import Job
 from services.engine.plan import Device, Sampled
 from services.engine.publish import Publisher
@@ -17,10 +18,10 @@ from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
 from shared.bus import START, Bus, BusDown
 from shared.config import EngineConfig
-from shared.messages import Cancel, ErrorCode, Message, Step, Work
+from shared.messages import Cancel, ErrorCode, Message, Work
 from shared.readers import Delivery, Group, Tail
 from shared.run import Life
-from shared.tokenlog import Choice, Follower, Verdict
+from shared.tokenlog import Choice
 
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
@@ -172,7 +173,8 @@ class Engine:
         elif not job.work.resume:
             self.publisher.put(job.work.partition, job.claim())
             self._schedule(job)
-        elif await self._catch_up(job):
+        elif await catch_up(self.bus, job):
+            self.life.stats.counters["takeovers"] += 1
             self._schedule(job)
         else:
             self.publisher.ack(job.entry)
@@ -185,19 +187,6 @@ class Engine:
         if job.work.tries >= MAX_TRIES:
             return "engine_crash", f"{MAX_TRIES} engines were lost while they served this request"
         return None
-
-    async def _catch_up(self, job: Job) -> bool:
-        """Claim first, then read the log up to the claim: what it tells is what this attempt continues."""
-        work, stream = job.work, self.bus.names.tokens(job.work.partition)
-        mine = await self.bus.append(stream, Step(records=(job.claim(),)))
-        follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
-        for _, item in await self.bus.span(stream, work.log_from, mine):
-            for record in item.records if isinstance(item, Step) else ():
-                if record.request == work.request and follower.read(record) is Verdict.CONFLICT:
-                    return False
-        job.choices = follower.choices
-        self.life.stats.counters["takeovers"] += 1
-        return follower.epoch == job.epoch and not follower.ended
 
     def _schedule(self, job: Job) -> None:
         self.jobs[job.work.request] = job

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.codec import VERSION, Malformed, decode, encode
 from shared.fields import MAX_MESSAGE_BYTES, pack_ids, unpack_ids
-from shared.messages import VERSION, Cancel, Claim, End, Malformed, Sampling, Step, Submit, Tokens, decode, encode
+from shared.messages import Cancel, Claim, End, Sampling, Step, Submit, Tokens
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=50)
 END = End(
