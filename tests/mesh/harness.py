@@ -30,10 +30,12 @@ class RunningMesh:
         chain: bool = False,
         env: Mapping[str, str] | None = None,
         model: str = "",
+        one_port: bool = False,
     ) -> None:
         self.counts = {"tokenizer": 1, "engine": 1, "streamer": 1} | dict(counts or {})
         self.chain = chain
-        self.ports = [free_port() for _ in range(self.counts["streamer"])]  # one each, so that a test can choose
+        port = free_port()  # streamers may share one; with one each, a test can choose whom it talks to
+        self.ports = [port if one_port else free_port() for _ in range(self.counts["streamer"])]
         self.broker = Broker()
         self.model = model or bundled_model()
         self.env = {
