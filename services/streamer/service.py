@@ -190,6 +190,18 @@ class Streamer:
 
     async def restore(self, session: Session) -> None:
         """Start a new attempt from what the client has: the log cannot be followed, or the broker lost it."""
+        if session.restoring:
+            return
+        session.restoring = True
+        try:
+            await self._restore(session)
+        except BusDown as error:
+            session.conflict = True  # so that `look_after` tries again
+            log.warning("%s: %s is not restored yet: %s", self.config.id, session.id, error)
+        finally:
+            session.restoring = False
+
+    async def _restore(self, session: Session) -> None:
         log_from = await self.bus.last_entry(self.bus.names.tokens(session.partition))
         submit = session.record.submit  # from here to `begin` nothing may be awaited: what was told must not grow
         given, ends = session.delivered()
@@ -224,6 +236,8 @@ class Streamer:
         for session in list(self.sessions.values()):
             if now_ms > session.record.submit.deadline_ms + 2000:
                 session.fail("deadline_exceeded", "the request's time ran out")
+            elif session.conflict:
+                await self.restore(session)
             elif session.follower.claimed and not session.follower.ended and now - session.heard > SILENCE_S:
                 session.heard = now
                 _, ms, seq = session.follower.epoch

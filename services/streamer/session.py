@@ -66,6 +66,7 @@ class Session:
         self.news = asyncio.Event()
         self.conflict = False
         self.stopped = False
+        self.restoring = False
         self.error: StreamError | None = None
         self.heard = time.monotonic()
         self.outputs = [Output(TextStream(vocab.tokenizer, record.stop)) for _ in range(record.submit.sampling.n)]

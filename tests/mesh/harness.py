@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -24,17 +25,20 @@ class RunningMesh:
     """`chain`: engines whose tokens are a hash of their context (tests.chain) instead of the model."""
 
     def __init__(
-        self, counts: Mapping[str, int] | None = None, chain: bool = False, env: Mapping[str, str] | None = None, model: str = ""
+        self,
+        counts: Mapping[str, int] | None = None,
+        chain: bool = False,
+        env: Mapping[str, str] | None = None,
+        model: str = "",
     ) -> None:
         self.counts = {"tokenizer": 1, "engine": 1, "streamer": 1} | dict(counts or {})
-        self.chain, self.port = chain, free_port()
-        self.ports = [self.port] * self.counts["streamer"]
+        self.chain = chain
+        self.ports = [free_port() for _ in range(self.counts["streamer"])]  # one each, so that a test can choose
         self.broker = Broker()
         self.model = model or bundled_model()
         self.env = {
             "HEADRACE_REDIS_URL": self.broker.url,
             "HEADRACE_MODEL": self.model,
-            "HEADRACE_STREAMER_PORT": str(self.port),
             "HEADRACE_LOG": "warning",
             **(env or {}),
         }
@@ -45,10 +49,14 @@ class RunningMesh:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return self.url_of(0)
+
+    def url_of(self, streamer: int) -> str:
+        return f"http://127.0.0.1:{self.ports[streamer]}"
 
     def start(self, stage: str, number: int, env: Mapping[str, str] | None = None) -> Child:
-        child = stage_child(stage, number, self.env | dict(env or {}))
+        own = {"HEADRACE_STREAMER_PORT": str(self.ports[number])} if stage == "streamer" else {}
+        child = stage_child(stage, number, self.env | own | dict(env or {}))
         if stage == "engine" and self.chain:
             child.command = [sys.executable, "-m", "tests.chain"]
         return self._keep(child)
@@ -85,6 +93,23 @@ class RunningMesh:
                         task.result()
                 await asyncio.sleep(0.1)
             await asyncio.sleep(1.2)  # one heartbeat: a streamer admits when it has seen the others
+
+    def kill(self, name: str, how: int = signal.SIGKILL) -> int:
+        """Signal a process of the mesh; its supervisor starts it again if it dies. Returns its pid."""
+        process = self.children[name].process
+        assert process is not None
+        process.send_signal(how)
+        return process.pid
+
+    async def drained(self, timeout_s: float = 10) -> None:
+        """Wait until nothing is outstanding: no entry in a queue, no page in use."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                depths = await self.bus.depths([self.bus.names.submit, self.bus.names.work])
+                engines = [beat.gauges for beat in await self.bus.members() if beat.stage == "engine"]
+                if not any(depths) and all(g["free_blocks"] == g["blocks"] - 1 for g in engines):
+                    return
+                await asyncio.sleep(0.1)
 
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
         async with ClientSession() as client, client.post(f"{self.url}{path}", json=body) as response:

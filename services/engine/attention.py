@@ -1,0 +1,80 @@
+"""Paged attention in plain torch, and the pages it works on."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention as attend
+
+from services.engine.batch import Batch, Chunk
+from services.engine.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """All keys and values: [layers, 2, blocks + 1, block_size, kv_heads, head_dim]. The last block is the null block.
+
+    A block is zeroed when it is begun, so that what follows a row's end is finite: it is masked, but NaN would get through.
+    """
+
+    all: Tensor
+
+    @property
+    def null(self) -> int:
+        return self.all.shape[2] - 1
+
+    @property
+    def block_size(self) -> int:
+        return self.all.shape[3]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.all[index].unbind(0)
+        return keys, values
+
+    def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
+        source, target = torch.tensor(copies).unbind(1)
+        self.all[:, :, target] = self.all[:, :, source]
+
+    def begin(self, blocks: Tensor) -> None:
+        self.all.index_fill_(2, blocks, 0)
+
+
+def make_pages(spec: ModelSpec, blocks: int, block_size: int, dtype: torch.dtype) -> Pages:
+    return Pages(torch.zeros(spec.layers, 2, blocks + 1, block_size, spec.kv_heads, spec.head_dim, dtype=dtype))
+
+
+def write(pages: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Put the new tokens' keys and values [tokens, kv_heads, head_dim] into their slots."""
+    for page, new in zip(pages, (keys, values), strict=True):
+        page.view(-1, *new.shape[1:]).index_copy_(0, slots, new.to(page.dtype))
+
+
+def attention(query: Tensor, pages: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+    """[tokens, heads, head_dim] -> the same, over pages that hold the batch's own tokens already."""
+    parts = [_prefill(query[chunk.first : chunk.last], pages, chunk) for chunk in batch.chunks]
+    if batch.decodes:
+        parts.insert(0, _decode(query[: batch.decodes], pages, batch))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _gather(page: Tensor, blocks: Tensor, rows: int, length: int) -> Tensor:
+    """[rows, kv_heads, length, head_dim] of the rows' blocks, rows * blocks-per-row in number."""
+    found = page.index_select(0, blocks)  # [rows * blocks, block_size, kv_heads, head_dim]
+    return found.view(rows, -1, *page.shape[2:])[:, :length].transpose(1, 2)
+
+
+def _decode(query: Tensor, pages: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+    """The query heads that share a key head stand as its queries, so nothing is repeated for grouped queries."""
+    rows, heads, size = query.shape
+    keys, values = (_gather(page, batch.tables.view(-1), rows, batch.longest) for page in pages)
+    grouped = query.view(rows, keys.shape[1], -1, size)  # [rows, kv_heads, heads per kv head, head_dim]
+    mask = None if batch.mask is None else batch.mask.expand(-1, *grouped.shape[1:3], -1)
+    return attend(grouped, keys, values, attn_mask=mask).reshape(rows, heads, size)
+
+
+def _prefill(query: Tensor, pages: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
+    keys, values = (_gather(page, chunk.blocks, 1, chunk.end) for page in pages)
+    query = query.transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, head_dim]
+    causal = chunk.mask is None
+    out = attend(query, keys, values, attn_mask=chunk.mask, is_causal=causal, enable_gqa=True)
+    return out.squeeze(0).transpose(0, 1)

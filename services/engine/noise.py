@@ -1,0 +1,19 @@
+"""Counter-based noise: a draw's number depends on (seed, choice, position) alone, on whatever engine it is made. Pure."""
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def _mix(z: int) -> int:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """A number in [0, 1) with 53 random bits: SplitMix64's output for a state hashed from the three in turn."""
+    state = 0
+    for part in (seed, choice, position):
+        state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
+    return (_mix((state + _GOLDEN) & _MASK) >> 11) * 2.0**-53
