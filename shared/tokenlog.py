@@ -6,12 +6,16 @@ conflict, never skipped. So all readers of a request derive the same sequence, a
 """
 
 import hashlib
+import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from shared.messages import Claim, End, Epoch, Fail, Logprob, LogRecord, Tokens, pack_ids, unpack_ids
+
+
+_CURSOR = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})*\.[0-9a-f]{8}")
 
 
 class Verdict(Enum):
@@ -128,11 +132,9 @@ def _cursor_hash(choices: Sequence[Choice], counts: Sequence[int]) -> str:
 
 def counts_of(text: str, choices: int) -> list[int]:
     """The token counts of a cursor. Raises ValueError when it is not a cursor of that many choices."""
-    numbers, _, check = text.partition(".")
-    counts = [int(number) for number in numbers.split("-") if number.isascii() and number.isdecimal() and len(number) < 10]
-    if len(counts) != choices or len(check) != 8:
+    if not _CURSOR.fullmatch(text) or text.count("-") + 1 != choices:
         raise ValueError("not a cursor of this request")
-    return counts
+    return [int(number) for number in text.partition(".")[0].split("-")]
 
 
 def agrees(text: str, choices: Sequence[Choice]) -> bool:

@@ -88,9 +88,7 @@ def _begun(
     return tables[np.arange(len(ends)), final][final * block_size >= starts]
 
 
-def _length_mask(
-    ends: np.ndarray[tuple[int, ...], np.dtype[np.int64]], longest: int, dtype: torch.dtype
-) -> Tensor | None:
+def _length_mask(ends: np.ndarray[tuple[int, ...], np.dtype[np.int64]], longest: int, dtype: torch.dtype) -> Tensor | None:
     if (ends == longest).all():
         return None
     hidden = torch.arange(longest) >= torch.from_numpy(ends).unsqueeze(1)  # [decodes, longest]

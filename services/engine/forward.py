@@ -22,6 +22,7 @@ class Forward:
     def __init__(self, path: Path, dtype: Dtype, num_blocks: int, block_size: int) -> None:
         checkpoint = open_checkpoint(path)
         self.spec = checkpoint.spec
+        self.blocks = num_blocks
         self.dtype_name = dtype
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
         with torch.inference_mode():

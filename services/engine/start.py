@@ -34,6 +34,6 @@ def _scheduler(config: EngineConfig, device: Device) -> Scheduler:
 
 
 def _torch_device(config: EngineConfig) -> Device:
-    from services.engine.forward import Forward  # torch takes seconds to import: the heartbeat is on its way by then
+    from services.engine.build import build  # torch takes seconds to import: the heartbeat is on its way by then
 
-    raise NotImplementedError(Forward)
+    return build(config)

@@ -26,9 +26,9 @@ class TextStream:
         return self._pass(self._decoder.step(self._tokenizer, id) or "")
 
     def finish(self) -> str:
-        """What was held back: no token follows. Bytes that never became a character read as U+FFFD."""
+        """What was held back: no token follows. A character that was cut off in the middle is not told at all."""
         rest = self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._emitted :]
-        text = self._pass(rest)
+        text = self._pass(rest.rstrip("\ufffd"))
         held, self._held = self._held, ""
         return text if self.stopped else text + held
 

@@ -1,7 +1,6 @@
 """A WebSocket client as a user would write it, keeping what it received."""
 
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
@@ -47,9 +46,7 @@ class Client:
         self.ws: ClientWebSocketResponse = await self._session.ws_connect(f"{self._url}/v1/ws")
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
     async def send(self, type: str, id: str, **fields: Any) -> None:

@@ -1,0 +1,45 @@
+"""The real device: threads, the size of the page pool, the model. Imports torch."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from services.engine.checkpoint import open_checkpoint
+from services.engine.forward import Forward
+from services.engine.plan import Device
+from services.engine.spec import BadModel, ModelSpec
+from shared.config import ConfigError, EngineConfig
+
+POOL_SHARE = 0.15  # of the memory that is free: others, perhaps other engines, live here too
+POOL_TOKENS = 65_536  # more than this a small machine would hardly use
+
+
+def build(config: EngineConfig) -> Device:
+    """Raises ConfigError with what to do."""
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    path = Path(config.model)
+    try:
+        blocks = _blocks(config, open_checkpoint(path).spec)
+        return Forward(path, config.dtype, blocks, config.block_size)
+    except BadModel as error:
+        raise ConfigError(str(error)) from error
+
+
+def _blocks(config: EngineConfig, spec: ModelSpec) -> int:
+    """Blocks of the page pool: at least one whole context, so that every request that is let in can run."""
+    context = min(config.max_context or spec.max_positions, spec.max_positions)
+    least = -(-context // config.block_size) + 1  # block 0 stays unused
+    tokens = config.kv_tokens or max(context, min(POOL_TOKENS, _affordable(spec)))
+    blocks = -(-tokens // config.block_size) + 1
+    if blocks < least:
+        raise ConfigError(
+            f"HEADRACE_ENGINE_KV_TOKENS={tokens} is less than one context of {context}: lower HEADRACE_MAX_CONTEXT"
+        )
+    return blocks
+
+
+def _affordable(spec: ModelSpec) -> int:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    per_token = 2 * 4 * spec.layers * spec.kv_heads * spec.head_dim  # keys and values, 4 bytes at most
+    return int(POOL_SHARE * free / per_token)

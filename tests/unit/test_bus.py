@@ -1,0 +1,153 @@
+"""The bus against a real broker: groups, pending lists, leases, hand-over, records, and what happens when it goes away."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from services.up.broker import Broker
+from shared.bus import START, Bus, BusDown, entry_order
+from shared.messages import Beat, Cancel, Record, Sampling, Submit
+from shared.readers import Group, Tail
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    broker = Broker()
+    process = subprocess.Popen(broker.command)
+    yield broker
+    process.kill()
+    process.wait()
+    broker.remove()
+
+
+@pytest.fixture
+async def bus(broker: Broker) -> AsyncIterator[Bus]:
+    bus = Bus(broker.url, "test", patience_s=5)
+    await bus.incarnation()  # the broker is up from here on
+    yield bus
+    await bus.close()
+
+
+def note(generation: int) -> Cancel:
+    return Cancel(request="r", generation=generation)
+
+
+async def test_what_was_queued_before_the_group_is_served(bus: Bus) -> None:
+    await bus.append("s", note(1))
+    group = Group(bus, "s", "g", "c")
+    seen = [delivery for _ in range(3) for delivery in await group.read(10)]
+    assert [(delivery.message, delivery.again) for delivery in seen] == [(note(1), False)]
+    await group.ack([seen[0].entry])
+    assert await bus.depths(["s"]) == [0]
+    await group.close()
+
+
+async def test_a_consumer_that_comes_back_finds_what_was_its_own(bus: Bus) -> None:
+    for generation in range(3):
+        await bus.append("s", note(generation))
+    first = Group(bus, "s", "g", "c")
+    while not await first.read(10):
+        pass
+    second = Group(bus, "s", "g", "c")
+    again = await second.read(10)
+    assert [delivery.again for delivery in again] == [True] * 3
+    await first.close()
+    await second.close()
+
+
+async def test_leases(bus: Bus) -> None:
+    """What is refreshed stays ours; what is handed on or taken over does not."""
+    for generation in range(2):
+        await bus.append("s", note(generation))
+    mine, other = Group(bus, "s", "g", "mine"), Group(bus, "s", "g", "other")
+    entries: list[str] = []
+    while len(entries) < 2:
+        entries += [delivery.entry for delivery in await mine.read(10)]
+    assert await other.stale(10) == []
+    assert await mine.refresh(entries) == set(entries)
+    await asyncio.sleep(3.1)
+    taken = await other.stale(1)
+    assert [delivery.entry for delivery in taken] == entries[:1]
+    await other.hand_on(entries[:1], [("s", note(9))])
+    assert await mine.refresh(entries) == set(entries[1:])
+    [new] = [delivery for _ in range(3) for delivery in await other.read(10) if not delivery.again]
+    assert new.message == note(9)
+    assert entry_order(new.entry) > entry_order(entries[1])
+    for group in (mine, other):
+        await group.close()
+
+
+async def test_what_is_not_ours_goes_to_dead(bus: Bus) -> None:
+    await bus.run([("XADD", "s", "*", "m", b"\xc1junk"), ("XADD", "s", "*", "other", b"x")])
+    await bus.append("s", note(1))
+    group = Group(bus, "s", "g", "c")
+    seen = [delivery.message for _ in range(3) for delivery in await group.read(10)]
+    assert seen == [note(1)]
+    assert await bus.depths([bus.names.dead, "s"]) == [2, 1]
+    await group.close()
+
+
+async def test_flushall_is_healed(bus: Bus) -> None:
+    group = Group(bus, "s", "g", "c")
+    await group.read(1)
+    await bus.run([("FLUSHALL",)])
+    await bus.append("s", note(5))
+    seen = [delivery.message for _ in range(4) for delivery in await group.read(10)]
+    assert seen == [note(5)]
+    await group.close()
+
+
+async def test_tail_and_span(bus: Bus) -> None:
+    entries = [await bus.append("s", note(generation)) for generation in range(1200)]
+    assert [entry for entry, _ in await bus.span("s", entries[99])] == entries[100:]
+    assert [entry for entry, _ in await bus.span("s", entries[99], entries[700])] == entries[100:701]
+    tail = Tail(bus, {"s": entries[1150], "other": START})
+    await bus.append("other", note(7))
+    seen: list[tuple[str, int]] = []
+    while len(seen) < 50:
+        seen += [(stream, item.generation) for stream, _, item in await tail.read() if isinstance(item, Cancel)]
+    assert ("other", 7) in seen
+    assert [generation for stream, generation in seen if stream == "s"] == list(range(1151, 1200))
+    await tail.close()
+
+
+async def test_record_is_compared_and_set(bus: Bus) -> None:
+    submit = Submit(
+        request="r", tenant="t", partition="p", log_from=START, generation=0, given=(), ends=(),
+        prompt="x", sampling=Sampling(), max_tokens=None, deadline_ms=0,
+    )  # fmt: skip
+    record = Record(submit=submit, stop=("a",), connection=1)
+    assert await bus.load("r") is None
+    assert await bus.save(record, 60, lambda now: now is None)
+    assert not await bus.save(record, 60, lambda now: now is None)
+    assert await bus.load("r") == record
+
+    async def count_up() -> bool:
+        now = await bus.load("r")
+        assert now is not None
+        higher = now.model_copy(update={"connection": now.connection + 1})
+        return await bus.save(higher, 60, lambda there: there == now)
+
+    won = sum(await asyncio.gather(*(count_up() for _ in range(10))))
+    now = await bus.load("r")
+    assert now is not None
+    assert now.connection == 1 + won
+
+
+async def test_members_come_and_go(bus: Bus) -> None:
+    beat = Beat(
+        stage="engine", id="e", pid=1, host="h", ready=True, detail="", counters={}, gauges={}, histograms={}
+    )  # fmt: skip
+    await bus.beat(beat)
+    assert await bus.members() == [beat]
+    await bus.leave("engine", "e")
+    assert await bus.members() == []
+
+
+async def test_no_broker_is_one_clear_error() -> None:
+    bus = Bus("unix:///nowhere/broker.sock", "test", patience_s=0.2)
+    with pytest.raises(BusDown, match="broker"):
+        await bus.depths(["s"])
+    await bus.close()
