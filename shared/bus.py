@@ -7,6 +7,7 @@ cancelled group read strands entries. Nothing newer than Redis 7.0 is used, and 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -16,7 +17,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.messages import Beat, Malformed, Message, Record, Streams, decode, encode
+from shared.codec import Malformed, decode, encode
+from shared.messages import Beat, Message, Record
+from shared.names import Streams
 
 BLOCK_MS = 1000
 LEASE_MS = 3000  # an entry that its reader has not refreshed for this long may be taken over
@@ -62,17 +65,27 @@ def _transient(error: RedisError) -> bool:
     return isinstance(error, ResponseError) and str(error).startswith(_TRANSIENT_REPLIES)
 
 
-async def patiently(call: Callable[[], Awaitable[_T]], patience_s: float) -> _T:
-    """Repeat an idempotent call through broker trouble, with backoff. Raises BusDown after `patience_s`, Refused at once."""
+@dataclass(slots=True)
+class Patience:
+    """How long to wait for a broker that is away. Mutable: a process that is ending has less of it."""
+
+    seconds: float
+
+
+AT_ONCE = Patience(0)
+
+
+async def patiently(call: Callable[[], Awaitable[_T]], patience: Patience) -> _T:
+    """Repeat an idempotent call through broker trouble, with backoff. Raises BusDown in the end, Refused at once."""
     loop = asyncio.get_running_loop()
-    give_up, pause = loop.time() + patience_s, 0.02
+    started, pause = loop.time(), 0.02
     while True:
         try:
             return await call()
         except RedisError as error:
             if not _transient(error):
                 raise Refused(str(error)) from error
-            if loop.time() + pause > give_up:
+            if loop.time() + pause > started + patience.seconds:
                 raise BusDown(f"broker: {error}") from error
         await asyncio.sleep(pause)
         pause = min(pause * 2, 1.0)
@@ -89,16 +102,16 @@ class Line:
 
     async def execute(self, *command: Any) -> Any:
         """Raises BusDown when the connection or the broker fails, Refused for an error reply."""
-        return await patiently(lambda: self._redis.execute_command(*command), patience_s=0)
+        return await patiently(lambda: self._redis.execute_command(*command), AT_ONCE)
 
 
 class Bus:
-    """Commands on a pool of connections. Raises BusDown where the broker stays away for `patience_s`."""
+    """Commands on a pool of connections. Raises BusDown where the broker stays away for longer than `patience`."""
 
     def __init__(self, url: str, model: str, patience_s: float = 30.0) -> None:
         self.names = Streams(model)
         self._url = url
-        self._patience_s = patience_s
+        self.patience = Patience(patience_s)
         self._redis = _client(url, connections=16, timeout_s=5)
 
     async def close(self) -> None:
@@ -119,7 +132,7 @@ class Bus:
                 replies: list[Any] = await pipe.execute()
                 return replies
 
-        return await patiently(call, self._patience_s if patience_s is None else patience_s)
+        return await patiently(call, self.patience if patience_s is None else Patience(patience_s))
 
     async def incarnation(self) -> str:
         """An id that changes whenever the broker restarts (and so may have lost what it had)."""
@@ -197,7 +210,7 @@ class Bus:
                     except WatchError:
                         continue
 
-        return await patiently(call, self._patience_s)
+        return await patiently(call, self.patience)
 
     # -- members of the mesh ---------------------------------------------------------------------------------------
 

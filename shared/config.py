@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.messages import MAX_CHOICES
+from shared.fields import MAX_CHOICES
 
 PREFIX = "HEADRACE_"
 STAGES = ("tokenizer", "engine", "streamer")

@@ -1,79 +1,43 @@
 """Every message on any wire, and the stream each one travels on.
 
-A message is a frozen pydantic model, packed with msgpack as a map that carries the protocol's version and the message's kind.
-Readers validate what they read (types, lengths, ranges); what does not validate raises `Malformed` and goes to `dead`.
+A message is a frozen pydantic model, strict about types, lengths and ranges; `shared.codec` packs and reads them.
 Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never travel here.
 """
 
-import sys
-from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import msgpack
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 1
-MAX_MESSAGE_BYTES = 4 << 20
-MAX_CHOICES = 8
-MAX_LOGPROBS = 20
-MAX_CHAT_MESSAGES = 1024
-
-
-class Malformed(ValueError):
-    """A packed message that is not ours: not msgpack, another version, or fields that do not validate."""
+from shared.fields import (
+    MAX_CHAT_MESSAGES,
+    MAX_CHOICES,
+    Bias,
+    ChoiceIndex,
+    Choices,
+    Count,
+    EntryId,
+    Epoch,
+    Given,
+    Ids,
+    Logprobs,
+    MinP,
+    Partition,
+    Penalty,
+    RepetitionPenalty,
+    RequestId,
+    Seed,
+    Temperature,
+    Tenant,
+    TokenId,
+    TopK,
+    TopP,
+)
 
 
 class Wire(BaseModel):
     """A frozen message, strict about types on every reading."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-def pack_ids(ids: Iterable[int]) -> bytes:
-    packed = array("i", ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-def unpack_ids(packed: bytes) -> "array[int]":
-    ids = array("i")
-    ids.frombytes(packed)
-    if sys.byteorder == "big":
-        ids.byteswap()
-    return ids
-
-
-def _whole_ids(packed: bytes) -> bytes:
-    if len(packed) % 4:
-        raise ValueError("packed token ids must be a multiple of 4 bytes")
-    return packed
-
-
-RequestId = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-Tenant = Annotated[str, Field(min_length=1, max_length=64)]
-Partition = Annotated[str, Field(min_length=1, max_length=64)]
-EntryId = Annotated[str, Field(pattern=r"^\d+-\d+$")]
-Epoch = tuple[int, int, int]  # (generation, and the two halves of the `work` entry's id): a total order of attempts
-Ids = Annotated[bytes, Field(max_length=MAX_MESSAGE_BYTES), AfterValidator(_whole_ids)]
-Count = Annotated[int, Field(ge=0)]
-ChoiceIndex = Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
-Given = Annotated[tuple[Ids, ...], Field(max_length=MAX_CHOICES)]
-
-# Sampling ranges, the same on the wire and at the door (README, "Limits").
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-TopK = Annotated[int, Field(ge=0, le=1 << 20)]
-MinP = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-RepetitionPenalty = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
-Logprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)]
 
 
 class Sampling(Wire):
@@ -271,69 +235,3 @@ class Beat(Wire):
 
 
 Message = Submit | Work | Step | Cancel | Record | Beat
-_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
-
-
-def encode(item: Message) -> bytes:
-    """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    packed: bytes = msgpack.packb([VERSION, item.model_dump()])
-    if len(packed) > MAX_MESSAGE_BYTES:
-        raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
-    return packed
-
-
-def decode(packed: bytes) -> Message:
-    """Unpack and validate a message. Raises Malformed."""
-    try:
-        if len(packed) > MAX_MESSAGE_BYTES:
-            raise Malformed(f"larger than {MAX_MESSAGE_BYTES} bytes")
-        version, body = msgpack.unpackb(packed, use_list=False, max_ext_len=0)
-        if version != VERSION:
-            raise Malformed(f"protocol version {version!r} is not {VERSION}")
-        return _MESSAGE.validate_python(body)
-    except Malformed:
-        raise
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-        raise Malformed(f"not a message: {type(error).__name__}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Streams:
-    """The names of a mesh's streams and keys. The braces keep them in one slot of a Redis Cluster."""
-
-    model: str
-
-    def _key(self, rest: str) -> str:
-        return f"hr:{{{self.model}}}:{rest}"
-
-    @property
-    def submit(self) -> str:
-        return self._key("submit")
-
-    @property
-    def work(self) -> str:
-        return self._key("work")
-
-    @property
-    def control(self) -> str:
-        return self._key("control")
-
-    @property
-    def dead(self) -> str:
-        return self._key("dead")
-
-    @property
-    def members(self) -> str:
-        return self._key("members")
-
-    def tokens(self, partition: str) -> str:
-        return self._key(f"tokens:{partition}")
-
-    def record(self, request: str) -> str:
-        return self._key(f"req:{request}")
-
-    def member(self, stage: str, id: str) -> str:
-        return self._key(f"member:{stage}:{id}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.bus import BLOCK_MS, FIELD, LEASE_MS, PAGE, START, Bus, BusDown, Refused
-from shared.messages import Message, encode
+from shared.codec import encode
+from shared.messages import Message
 
 
 @dataclass(frozen=True, slots=True)

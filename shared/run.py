@@ -22,6 +22,7 @@ from shared.messages import Beat
 from shared.stats import Stats
 
 BEAT_S = 1.0
+ENDING_S = 2.0
 EXIT_USAGE = 2  # a configuration that cannot work: restarting would not help
 EXIT_FAILURE = 1
 
@@ -41,6 +42,11 @@ class Life(Generic[_Config]):
         self.incarnation = ""
         self.on_new_broker: Callable[[], Awaitable[None]] | None = None
         self.on_beat: Callable[[], Awaitable[None]] | None = None
+
+    def stop(self) -> None:
+        """End: whoever is told to go does not wait long for a broker that may be gone already."""
+        self.bus.patience.seconds = ENDING_S
+        self.stopping.set()
 
     def mark_ready(self, detail: str) -> None:
         self.ready, self.detail = True, detail
@@ -92,7 +98,7 @@ async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Cor
     life = Life(stage, config, bus)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, life.stopping.set)
+        loop.add_signal_handler(name, life.stop)
     try:
         life.incarnation = await bus.incarnation()
         async with asyncio.TaskGroup() as group:
@@ -100,7 +106,7 @@ async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Cor
             try:
                 await main(life)
             finally:
-                life.stopping.set()
+                life.stop()
     finally:
         await bus.close()
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shared.messages import Claim, End, Epoch, Fail, Logprob, LogRecord, Tokens, pack_ids, unpack_ids
-
+from shared.fields import Epoch, pack_ids, unpack_ids
+from shared.messages import Claim, End, Fail, Logprob, LogRecord, Tokens
 
 _CURSOR = re.compile(r"[0-9]{1,9}(-[0-9]{1,9})*\.[0-9a-f]{8}")
 

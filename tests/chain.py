@@ -13,7 +13,7 @@ from functools import partial
 from services.engine.plan import Plan, Sampled
 from services.engine.start import main
 from shared.config import EngineConfig
-from shared.messages import pack_ids
+from shared.fields import pack_ids
 from shared.run import run
 
 FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens

@@ -14,7 +14,8 @@ from services.engine.spec import ModelSpec
 class Pages:
     """All keys and values: [layers, 2, blocks + 1, block_size, kv_heads, head_dim]. The last block is the null block.
 
-    A block is zeroed when it is begun, so that what follows a row's end is finite: it is masked, but NaN would get through.
+    A block is zeroed when it is begun, so that what follows a row's end is finite:
+    it is masked, but NaN would get through.
     """
 
     all: Tensor
@@ -50,7 +51,7 @@ def write(pages: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values: Ten
 
 
 def attention(query: Tensor, pages: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-    """[tokens, heads, head_dim] -> the same, over pages that hold the batch's own tokens already."""
+    """[tokens, heads, head_dim] float32 -> the same, over pages that hold the batch's own tokens already."""
     parts = [_prefill(query[chunk.first : chunk.last], pages, chunk) for chunk in batch.chunks]
     if batch.decodes:
         parts.insert(0, _decode(query[: batch.decodes], pages, batch))
@@ -67,14 +68,15 @@ def _decode(query: Tensor, pages: tuple[Tensor, Tensor], batch: Batch) -> Tensor
     """The query heads that share a key head stand as its queries, so nothing is repeated for grouped queries."""
     rows, heads, size = query.shape
     keys, values = (_gather(page, batch.tables.view(-1), rows, batch.longest) for page in pages)
-    grouped = query.view(rows, keys.shape[1], -1, size)  # [rows, kv_heads, heads per kv head, head_dim]
+    grouped = query.to(keys.dtype).view(rows, keys.shape[1], -1, size)  # [rows, kv_heads, heads per kv head, head_dim]
     mask = None if batch.mask is None else batch.mask.expand(-1, *grouped.shape[1:3], -1)
-    return attend(grouped, keys, values, attn_mask=mask).reshape(rows, heads, size)
+    return attend(grouped, keys, values, attn_mask=mask).reshape(rows, heads, size).float()
 
 
 def _prefill(query: Tensor, pages: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
-    keys, values = (_gather(page, chunk.blocks, 1, chunk.end) for page in pages)
-    query = query.transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, head_dim]
+    """In float32, whatever the pages hold: the library's kernel is half as fast in bfloat16."""
+    keys, values = (_gather(page, chunk.blocks, 1, chunk.end).float() for page in pages)
+    query = query.float().transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, head_dim]
     causal = chunk.mask is None
     out = attend(query, keys, values, attn_mask=chunk.mask, is_causal=causal, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1)

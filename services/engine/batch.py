@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from services.engine.plan import Plan, Row
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,16 +20,18 @@ class Chunk:
     last: int
     end: int
     blocks: Tensor  # [blocks] int64
-    mask: Tensor | None  # [tokens, end], 0 or -inf; None where the row starts its sequence, so that plain causality holds
+    mask: (
+        Tensor | None
+    )  # [tokens, end] float32, 0 or -inf; None where the row starts its sequence, so that plain causality holds
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A merge step's input. The first `decodes` tokens are decode rows of one token each; `chunks` hold the others.
 
-    `slots` number the positions of all pages: block * block_size + offset. `tables` is padded with the null block, which
-    is always zero; `mask` is None if all decode rows are equally long. `last` picks the tokens whose logits are needed, and
-    `draw_row` says for each draw which of these it samples from.
+    `slots` number the positions of all pages: block * block_size + offset. `tables` is padded with the null block,
+    which is always zero; `mask` is None if all decode rows are equally long. `last` picks the tokens whose logits are
+    needed, and `draw_row` says for each draw which of these it samples from.
     """
 
     tokens: Tensor  # [tokens] int64
@@ -43,7 +48,7 @@ class Batch:
 
 
 def build(plan: Plan, block_size: int, null: int, dtype: torch.dtype) -> Batch:
-    """Masks come in `dtype`, that of the pages; `null` is the number of the null block."""
+    """The decode mask comes in `dtype`, that of the pages; `null` is the number of the null block."""
     rows = plan.rows
     lengths = np.array([len(row.tokens) for row in rows], dtype=np.int64)
     ends = np.array([row.end for row in rows], dtype=np.int64)
@@ -63,14 +68,14 @@ def build(plan: Plan, block_size: int, null: int, dtype: torch.dtype) -> Batch:
         longest=longest,
         tables=torch.from_numpy(tables[:decodes, : -(-longest // block_size)].copy()),
         mask=_length_mask(ends[:decodes], longest, dtype),
-        chunks=tuple(_chunk(rows[i], int(firsts[i]), tables[i], block_size, dtype) for i in range(decodes, len(rows))),
+        chunks=tuple(_chunk(rows[i], int(firsts[i]), tables[i], block_size) for i in range(decodes, len(rows))),
         begun=torch.from_numpy(_begun(tables, ends - lengths, ends, block_size)),
         last=last,
         draw_row=draw_row,
     )
 
 
-def _tables(rows: tuple[Row, ...], null: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+def _tables(rows: tuple[Row, ...], null: int) -> Ints:
     tables = np.full((len(rows), max(len(row.blocks) for row in rows)), null, dtype=np.int64)
     for index, row in enumerate(rows):
         tables[index, : len(row.blocks)] = row.blocks
@@ -78,35 +83,33 @@ def _tables(rows: tuple[Row, ...], null: int) -> np.ndarray[tuple[int, ...], np.
 
 
 def _begun(
-    tables: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-    ends: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    tables: Ints,
+    starts: Ints,
+    ends: Ints,
     block_size: int,
-) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+) -> Ints:
     """The rows' last blocks, where new: the only ones that are begun and may not be filled by this step."""
     final = (ends - 1) // block_size
     return tables[np.arange(len(ends)), final][final * block_size >= starts]
 
 
-def _length_mask(ends: np.ndarray[tuple[int, ...], np.dtype[np.int64]], longest: int, dtype: torch.dtype) -> Tensor | None:
+def _length_mask(ends: Ints, longest: int, dtype: torch.dtype) -> Tensor | None:
     if (ends == longest).all():
         return None
     hidden = torch.arange(longest) >= torch.from_numpy(ends).unsqueeze(1)  # [decodes, longest]
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)[:, None, None, :]
 
 
-def _chunk(
-    row: Row, first: int, table: np.ndarray[tuple[int, ...], np.dtype[np.int64]], block_size: int, dtype: torch.dtype
-) -> Chunk:
+def _chunk(row: Row, first: int, table: Ints, block_size: int) -> Chunk:
     mask = None
     if row.start:
         later = torch.arange(row.end) > torch.arange(row.start, row.end).unsqueeze(1)  # [tokens, end]
-        mask = torch.zeros(later.shape, dtype=dtype).masked_fill_(later, -torch.inf)
+        mask = torch.zeros(later.shape).masked_fill_(later, -torch.inf)
     blocks = torch.from_numpy(table[: -(-row.end // block_size)].copy())
     return Chunk(first, first + len(row.tokens), row.end, blocks, mask)
 
 
-def _drawn(plan: Plan, lasts: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> tuple[Tensor, Tensor]:
+def _drawn(plan: Plan, lasts: Ints) -> tuple[Tensor, Tensor]:
     drawn = np.array([draw.row for draw in plan.draws], dtype=np.int64)
     rows, draw_row = np.unique(drawn, return_inverse=True)
     return torch.from_numpy(lasts[rows]), torch.from_numpy(draw_row.astype(np.int64))

@@ -1,8 +1,9 @@
-"""Opens a checkpoint, GGUF file or hub directory: its spec, and its matrices under the hub's names, read when asked for."""
+"""Opens a checkpoint, GGUF file or hub directory: its spec, and its tensors under the hub's names, read when asked."""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ HUB = {gguf: hub for hub, gguf in NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`tensors` maps a hub name to what reads it. `paired`: rotary pairs lie side by side in q and k, not half a head apart.
+    """`tensors` maps a hub name to what reads it.
 
-    `quantized`: the matrices are stored in fewer than 16 bits.
+    `paired`: rotary pairs lie side by side in q and k, not half a head apart. `quantized`: a tensor has under 16 bits.
     """
 
     spec: ModelSpec
@@ -65,14 +66,14 @@ def _open_gguf(path: Path) -> Checkpoint:
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
     return Checkpoint(
         spec,
-        {_hub_name(name): lambda t=tensor: _read_gguf(t) for name, tensor in tensors.items()},
+        {_hub_name(name): partial(_read_gguf, tensor) for name, tensor in tensors.items()},
         paired=spec.architecture == "llama",  # llama.cpp's converter pairs the rows of this architecture only
         quantized=any(tensor.tensor_type not in plain for tensor in tensors.values()),
     )
 
 
 def _hub_name(name: str) -> str:
-    """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`; a name without a counterpart stays as it is."""
+    """`blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`; one without a counterpart stays."""
     if not name.startswith("blk."):
         return HUB.get(name, name)
     _, layer, rest = name.split(".", 2)
@@ -141,4 +142,5 @@ def _open_safetensors(file: Path) -> dict[str, Callable[[], Matrix]]:
         opened = safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise BadModel(f"{file} is not a whole safetensors file ({error}); download it again") from None
-    return {name: lambda n=name: opened.get_tensor(n) for name in opened.keys()}  # noqa: SIM118
+    names: list[str] = list(opened.keys())  # type: ignore[no-untyped-call]
+    return {name: partial(opened.get_tensor, name) for name in names}

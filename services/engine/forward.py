@@ -1,5 +1,7 @@
 """The device side of an engine: a model and its pages; a plan in, sampled tokens out. Called from one thread."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -7,31 +9,68 @@ import torch
 
 from services.engine import batch, sample
 from services.engine.attention import make_pages
-from services.engine.checkpoint import open_checkpoint
-from services.engine.linear import Dense
+from services.engine.checkpoint import Checkpoint, open_checkpoint
+from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
-from services.engine.plan import Plan, Sampled
-from services.engine.weights import load
+from services.engine.plan import Draw, Plan, Row, Sampled
+from services.engine.weights import Maker, load
+from shared.messages import Sampling
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
+def _makers(checkpoint: Checkpoint, dtype: Dtype) -> tuple[Maker, Maker]:
+    """How to build the layers and the head. `auto` measures if the checkpoint is quantized, else it is bfloat16."""
+    if dtype != "auto" or not checkpoint.quantized:
+        plain = FORMS["bfloat16" if dtype == "auto" else dtype]
+        return plain, plain
+    return Best(("int4", "int8", "bfloat16", "float32")), Best(("int8", "float32"))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Loading is thousands of short operations: beside other stages that start, threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Forward:
-    """Raises BadModel when the model at `path` cannot be served."""
+    """Raises BadModel when the model at `path` cannot be served.
+
+    `auto` and `bfloat16` keep embedding, keys and values in bfloat16; residuals, norms and logits are float32 in all.
+    """
 
     def __init__(self, path: Path, dtype: Dtype, num_blocks: int, block_size: int) -> None:
         checkpoint = open_checkpoint(path)
         self.spec = checkpoint.spec
         self.blocks = num_blocks
         self.dtype_name = dtype
+        self.threads = torch.get_num_threads()
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
-        with torch.inference_mode():
-            parameters = load(checkpoint, lambda m: Dense(m, kind), lambda m: Dense(m, kind), kind)
-            self.model = Llama(self.spec, parameters)
+        make, make_head = _makers(checkpoint, dtype)
+        with torch.inference_mode(), _one_thread():
+            self.model = Llama(self.spec, load(checkpoint, make, make_head, kind))
             self.pages = make_pages(self.spec, num_blocks, block_size, kind)
+        best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
+        self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
+
+    @property
+    def kv_bytes_per_block(self) -> int:
+        return self.pages.all[:, :, 0].nbytes
+
+    def warm_up(self) -> None:
+        """Run small and large steps once, on block 0, so that the first request does not pay for it."""
+        size = self.pages.block_size
+        draw = Draw(0, 0, 0, Sampling(temperature=0.0), (), (), True)
+        for count in (1, size):
+            self.run(Plan((Row((0,) * count, 0, (0,)),), (draw,), ()))
 
     def run(self, plan: Plan) -> list[Sampled]:
-        """Copies, then the forward, then one answer per draw, in order. A token of -1 says that its logits were not finite."""
+        """Copies, then the forward, then one answer per draw, in order. Token -1: the draw's logits were not finite."""
         with torch.inference_mode():
             if plan.copies:
                 self.pages.copy(plan.copies)
@@ -40,4 +79,4 @@ class Forward:
             step = batch.build(plan, self.pages.block_size, self.pages.null, self.pages.all.dtype)
             self.pages.begin(step.begun)
             logits = self.model(step, self.pages)
-            return sample.sample(logits, step.draw_row, plan.draws)
+            return sample.sample(logits, step.draw_row, plan.draws) if plan.draws else []

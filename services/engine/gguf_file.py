@@ -12,8 +12,8 @@ from services.engine.spec import BadModel, ModelSpec, from_gguf
 LENGTH = struct.Struct("=Q")
 
 
-class TensorReader(GGUFReader):  # type: ignore[misc]
-    """A GGUFReader that steps over arrays: the vocabulary, which takes it seconds to read and an engine has no use for."""
+class TensorReader(GGUFReader):
+    """A GGUFReader that steps over arrays: the vocabulary, seconds to read and of no use to an engine."""
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
         if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
@@ -24,13 +24,13 @@ class TensorReader(GGUFReader):  # type: ignore[misc]
 
     def _past(self, kind: GGUFValueType, at: int) -> int:
         """The offset behind an array of `kind` whose length lies at `at`."""
-        raw = memoryview(self.data)
-        (count,) = LENGTH.unpack_from(raw, at)
-        end: int = at + LENGTH.size
+        raw = self.data.data
+        count = int(LENGTH.unpack_from(raw, at)[0])
+        end = at + LENGTH.size
         if kind != GGUFValueType.STRING:
-            return end + count * self.gguf_scalar_to_np[kind]().itemsize
+            return end + count * int(self.gguf_scalar_to_np[kind]().itemsize)
         for _ in range(count):
-            end += LENGTH.size + LENGTH.unpack_from(raw, end)[0]
+            end += LENGTH.size + int(LENGTH.unpack_from(raw, end)[0])
         return end
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from services.engine.plan import Sampled
 from services.engine.sequence import Sequence
 from shared.blocks import HASH_BYTES
-from shared.messages import Claim, End, Epoch, ErrorCode, Fail, Logprob, Tokens, Work, pack_ids, unpack_ids
+from shared.fields import Epoch, pack_ids, unpack_ids
+from shared.messages import Claim, End, ErrorCode, Fail, Logprob, Tokens, Work
 from shared.tokenlog import Choice, entry_epoch
 
 

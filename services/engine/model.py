@@ -24,7 +24,9 @@ class Llama:
         x = self.parameters.embedding[batch.tokens].float()  # [T, hidden]
         turn = turns(batch.positions, self.parameters.frequencies)  # [T, 1, D / 2]
         for index, layer in enumerate(self.parameters.layers):
-            x = x + self.attend(norm(x, layer.attention_norm, self.spec.rms_eps), layer, batch, turn, pages.layer(index))
+            x = x + self.attend(
+                norm(x, layer.attention_norm, self.spec.rms_eps), layer, batch, turn, pages.layer(index)
+            )
             x = x + self.mlp(norm(x, layer.mlp_norm, self.spec.rms_eps), layer)
         x = norm(x[batch.last], self.parameters.norm, self.spec.rms_eps)  # [rows drawn from, hidden]
         return self.parameters.head(x).float()
@@ -35,13 +37,14 @@ class Llama:
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         heads = qkv.view(len(x), -1, spec.head_dim)  # [T, H + 2K, D]
-        qk, v = heads.split((spec.heads + spec.kv_heads, spec.kv_heads), dim=1)
+        qk, v = heads[:, : -spec.kv_heads], heads[:, -spec.kv_heads :]
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = qk.float().split((spec.heads, spec.kv_heads), dim=1)
-            qk = torch.cat((norm(q, layer.q_norm, spec.rms_eps), norm(k, layer.k_norm, spec.rms_eps)), dim=1)
-        q, k = rotate(qk, turn).split((spec.heads, spec.kv_heads), dim=1)  # [T, H, D], [T, K, D]
+            weight = torch.cat((layer.q_norm.expand(spec.heads, -1), layer.k_norm.expand(spec.kv_heads, -1)))
+            qk = norm(qk.float(), weight, spec.rms_eps)
+        qk = rotate(qk, turn)
+        q, k = qk[:, : spec.heads], qk[:, spec.heads :]  # [T, H, D], [T, K, D]
         write(pages, batch.slots, k, v)
-        out = attention(q.to(pages[0].dtype), pages, batch)  # [T, H, D]
+        out = attention(q, pages, batch)  # [T, H, D]
         return layer.out(out.reshape(len(x), -1))
 
     def mlp(self, x: Tensor, layer: Layer) -> Tensor:
@@ -50,7 +53,7 @@ class Llama:
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last dimension, x / sqrt(mean(x²) + eps) * weight, in few calls: |x| = sqrt(size * mean(x²))."""
+    """RMS norm over the last dimension, x / sqrt(mean(x²) + eps) * weight, in few calls: |x|² is size * mean(x²)."""
     size = x.shape[-1]
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x.div(torch.hypot(length, length.new_tensor(math.sqrt(size * eps)))).mul_(weight * math.sqrt(size))
@@ -64,5 +67,5 @@ def turns(positions: Tensor, frequencies: Tensor) -> Tensor:
 
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Rotary embedding: a pair of neighbours is a complex number, its rotation one product. [T, heads, D] float32."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turn).flatten(-2)

@@ -1,4 +1,4 @@
-"""Counter-based noise: a draw's number depends on (seed, choice, position) alone, on whatever engine it is made. Pure."""
+"""Counter-based noise: a draw's number depends on (seed, choice, position) alone, whatever engine makes it. Pure."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -12,8 +12,11 @@ def _mix(z: int) -> int:
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits: SplitMix64's output for a state hashed from the three in turn."""
+    """A number in [0, 1): SplitMix64's output for a state hashed from the three in turn.
+
+    It comes in steps of 2^-52, so that its product with any double is below that double.
+    """
     state = 0
     for part in (seed, choice, position):
         state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
-    return (_mix((state + _GOLDEN) & _MASK) >> 11) * 2.0**-53
+    return (_mix((state + _GOLDEN) & _MASK) >> 12) * 2.0**-52

@@ -7,7 +7,8 @@ import asyncio
 from collections import defaultdict
 
 from shared.bus import FIELD, Bus, entry_order
-from shared.messages import LogRecord, Step, encode
+from shared.codec import encode
+from shared.messages import LogRecord, Step
 from shared.readers import Group
 
 MAX_LAG = 8  # steps whose records may be under way before the engine waits

@@ -15,7 +15,7 @@ from services.engine.pages import NoPages, Pages
 from services.engine.plan import Draw, Plan, Row, Sampled
 from services.engine.sequence import Sequence
 from shared.blocks import extend
-from shared.messages import pack_ids
+from shared.fields import pack_ids
 
 
 @dataclass(slots=True)

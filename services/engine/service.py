@@ -7,9 +7,10 @@ what is ours, *control* hears cancellations. The device works in one thread of i
 import asyncio
 import logging
 import time
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
+from services.engine.cancels import Cancels
+from services.engine.catch_up import catch_up
 from services.engine.job import Job
 from services.engine.plan import Device, Sampled
 from services.engine.publish import Publisher
@@ -17,16 +18,15 @@ from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
 from shared.bus import START, Bus, BusDown
 from shared.config import EngineConfig
-from shared.messages import Cancel, ErrorCode, Message, Step, Work
+from shared.messages import Cancel, ErrorCode, Message, Work
 from shared.readers import Delivery, Group, Tail
 from shared.run import Life
-from shared.tokenlog import Choice, Follower, Verdict
+from shared.tokenlog import Choice
 
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
 LEASE_EVERY_S = 1.0
 MAX_TRIES = 3  # engines lost with a request before it is given up as poison
-REMEMBERED_CANCELS = 10_000
 RETRY_S = 0.5
 log = logging.getLogger("headrace")
 
@@ -36,7 +36,7 @@ class Engine:
         self.life, self.scheduler, self.device = life, scheduler, device
         self.bus: Bus = life.bus
         self.jobs: dict[str, Job] = {}
-        self.cancelled: OrderedDict[tuple[str, int], int] = OrderedDict()  # (request, choice or -1) → up to generation
+        self.cancels = Cancels()
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.thread = ThreadPoolExecutor(1, "device")
@@ -58,7 +58,7 @@ class Engine:
     def _publisher_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.life.fail(f"cannot publish: {error}")
-            self.life.stopping.set()
+            self.life.stop()
 
     async def _wake_at_end(self) -> None:
         await self.life.stopping.wait()
@@ -173,7 +173,8 @@ class Engine:
         elif not job.work.resume:
             self.publisher.put(job.work.partition, job.claim())
             self._schedule(job)
-        elif await self._catch_up(job):
+        elif await catch_up(self.bus, job):
+            self.life.stats.counters["takeovers"] += 1
             self._schedule(job)
         else:
             self.publisher.ack(job.entry)
@@ -181,31 +182,18 @@ class Engine:
     def _refusal(self, job: Job) -> tuple[ErrorCode, str] | None:
         if 1000 * time.time() > job.work.deadline_ms:
             return "deadline_exceeded", "the request's time ran out before an engine was free"
-        if self.cancelled.get((job.work.request, -1), -1) >= job.work.generation:
+        if self.cancels.covers(job.work.request, job.work.generation):
             return "cancelled", "cancelled before it began"
         if job.work.tries >= MAX_TRIES:
             return "engine_crash", f"{MAX_TRIES} engines were lost while they served this request"
         return None
-
-    async def _catch_up(self, job: Job) -> bool:
-        """Claim first, then read the log up to the claim: what it tells is what this attempt continues."""
-        work, stream = job.work, self.bus.names.tokens(job.work.partition)
-        mine = await self.bus.append(stream, Step(records=(job.claim(),)))
-        follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
-        for _, item in await self.bus.span(stream, work.log_from, mine):
-            for record in item.records if isinstance(item, Step) else ():
-                if record.request == work.request and follower.read(record) is Verdict.CONFLICT:
-                    return False
-        job.choices = follower.choices
-        self.life.stats.counters["takeovers"] += 1
-        return follower.epoch == job.epoch and not follower.ended
 
     def _schedule(self, job: Job) -> None:
         self.jobs[job.work.request] = job
         for sequence in job.sequences():
             self.scheduler.add(sequence)
         for choice in range(job.work.sampling.n):
-            if self.cancelled.get((job.work.request, choice), -1) >= job.work.generation:
+            if self.cancels.covers(job.work.request, job.work.generation, choice):
                 self._cancel(job, choice)
         self.news.set()
 
@@ -259,11 +247,7 @@ class Engine:
         await tail.close()
 
     def _hear(self, item: Cancel) -> None:
-        key = (item.request, -1 if item.choice is None else item.choice)
-        self.cancelled[key] = item.generation
-        self.cancelled.move_to_end(key)
-        if len(self.cancelled) > REMEMBERED_CANCELS:
-            self.cancelled.popitem(last=False)
+        self.cancels.hear(item)
         job = self.jobs.get(item.request)
         if job is not None and job.work.generation <= item.generation:
             self._cancel(job, item.choice)

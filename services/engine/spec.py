@@ -76,8 +76,9 @@ class ModelSpec:
 
 def from_config(config: Mapping[str, Any]) -> ModelSpec:
     """The spec in a hub's config.json. Raises BadModel for what this engine does not serve."""
-    named = next(iter(config.get("architectures") or []), None)
-    if named not in HUB_NAMES:
+    named = config.get("architectures")
+    named = named[0] if isinstance(named, list) and named else named
+    if not isinstance(named, str) or named not in HUB_NAMES:
         raise BadModel(f"architecture {named!r} is not served; choose one of {', '.join(HUB_NAMES)}")
     _refuse_unserved(config)
     try:

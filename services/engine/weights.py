@@ -1,4 +1,4 @@
-"""Turns a checkpoint into parameters: every tensor taken exactly once, q, k, v and gate, up fused, rotary pairs side by side."""
+"""Checkpoint -> parameters: every tensor taken once, q, k, v and gate, up fused, rotary pairs put side by side."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

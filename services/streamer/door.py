@@ -45,6 +45,8 @@ class Door:
         )
         if submit.sampling.min_tokens > (submit.max_tokens or submit.sampling.min_tokens):
             raise BadRequest("min_tokens is larger than max_tokens", "min_tokens")
+        if self.mesh.missing:
+            await self.mesh.look()  # the picture is up to a second old: look again before refusing
         admit(streamer.config, len(streamer.sessions), self.mesh.queues, self.mesh.missing)
         return await streamer.open(streamer.new_record(submit, body.stops()))
 

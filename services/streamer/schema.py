@@ -8,22 +8,21 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from shared.messages import (
+from shared.fields import (
     MAX_CHAT_MESSAGES,
     Bias,
-    ChatMessage,
     Choices,
     Logprobs,
     MinP,
     Penalty,
     RepetitionPenalty,
-    Sampling,
     Seed,
     Temperature,
     TokenId,
     TopP,
     pack_ids,
 )
+from shared.messages import ChatMessage, Sampling
 
 MAX_TEXT = 1 << 20  # characters; the body's own limit in bytes comes first
 MAX_STOPS, MAX_STOP_CHARS = 16, 256

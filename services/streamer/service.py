@@ -9,16 +9,15 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from typing import Any
 
-from services.streamer.session import Session, StreamError
-from shared.bus import Bus, BusDown, entry_order
+from services.streamer.restore import restore
+from services.streamer.session import Session
+from shared.bus import Bus, BusDown
 from shared.config import StreamerConfig
-from shared.messages import Attach, Cancel, Record, Step, Submit
+from shared.messages import Cancel, Record, Step, Submit
 from shared.readers import Tail
 from shared.run import Life
-from shared.tokenlog import agrees, counts_of
 from shared.vocab import Vocab
 
 RETRY_S = 0.5
@@ -57,7 +56,7 @@ class Streamer:
             if session is not None and self.bus.names.tokens(session.partition) == stream:
                 session.apply(entry, record)
                 if session.conflict:
-                    self.start(self.restore(session))
+                    self.start(restore(self, session))
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the loop, and keep hold of it until it is done."""
@@ -107,12 +106,13 @@ class Streamer:
         if session.follower.ended or session.done:
             return
         loop = asyncio.get_running_loop()
-        self._keep(session.id)
+        self.expected(session.id)
         self.orphans[session.id] = loop.call_later(
             self.config.resume_window_s, lambda: self.start(self._abandon(session.record))
         )
 
-    def _keep(self, request: str) -> None:
+    def expected(self, request: str) -> None:
+        """The client is here (again): nobody is waited for."""
         timer = self.orphans.pop(request, None)
         if timer is not None:
             timer.cancel()
@@ -133,94 +133,7 @@ class Streamer:
             self.life.stats.observe("tpot", (clock.newest - clock.first) / (tokens - 1))
         self.life.stats.counters["streamed_tokens"] += tokens
 
-    # -- coming back -----------------------------------------------------------------------------------------------
-
-    async def attach(self, request: str, cursor: str) -> Session:
-        """Serve a client that comes back with its cursor. Raises StreamError `stream_lost`, BusDown, ValueError."""
-        record = await self._supersede(request)
-        stream = self.bus.names.tokens(record.submit.partition)
-        session = Session(record, self.vocab)
-        counts = counts_of(cursor, len(session.outputs)) if cursor else [0] * len(session.outputs)
-        await self._catch_up(session, stream)
-        if cursor and not agrees(cursor, session.follower.choices):
-            raise StreamError("stream_lost", f"the log does not hold the stream up to cursor {cursor}")
-        session.skip(counts)
-        before = self.sessions.get(request)
-        if before is not None:
-            before.fail("superseded", "another connection serves this request now")
-        self._keep(request)
-        self.sessions[request] = session
-        if session.conflict:
-            self.start(self.restore(session))
-        session.news.set()
-        self.life.stats.counters["resumes"] += 1
-        return session
-
-    async def _supersede(self, request: str) -> Record:
-        """Count the connection up, and tell whoever served the client before."""
-        while True:
-            record = await self.bus.load(request)
-            if record is None:
-                raise StreamError("stream_lost", "this request is not known (any more)")
-            mine = record.model_copy(update={"connection": record.connection + 1})
-            if await self.bus.save(mine, self.config.keep_s, partial(_is_at, record.connection)):
-                note = Step(records=(Attach(request=request, connection=mine.connection),))
-                await self.bus.append(self.bus.names.tokens(mine.submit.partition), note)
-                return mine
-
-    async def _catch_up(self, session: Session, stream: str) -> None:
-        """Read the log from where the attempt began until the tail can take over without a gap."""
-        while True:
-            for entry, item in await self.bus.span(stream, session.position):
-                for record in item.records if isinstance(item, Step) else ():
-                    if record.request == session.id:
-                        session.apply(entry, record)
-                session.position = entry
-            if stream not in self.tail.positions:
-                self.tail.positions[stream] = session.position
-                await self._wake_tail()
-            if entry_order(self.tail.positions[stream]) <= entry_order(session.position):
-                return
-
-    async def _wake_tail(self) -> None:
-        """An empty entry of our own ends the tail's blocking read, which does not know of a stream just added."""
-        await self.bus.append(self.bus.names.tokens(self.partition), Step(records=()))
-
-    # -- restoring -------------------------------------------------------------------------------------------------
-
-    async def restore(self, session: Session) -> None:
-        """Start a new attempt from what the client has: the log cannot be followed, or the broker lost it."""
-        if session.restoring:
-            return
-        session.restoring = True
-        try:
-            await self._restore(session)
-        except BusDown as error:
-            session.conflict = True  # so that `look_after` tries again
-            log.warning("%s: %s is not restored yet: %s", self.config.id, session.id, error)
-        finally:
-            session.restoring = False
-
-    async def _restore(self, session: Session) -> None:
-        log_from = await self.bus.last_entry(self.bus.names.tokens(session.partition))
-        submit = session.record.submit  # from here to `begin` nothing may be awaited: what was told must not grow
-        given, ends = session.delivered()
-        generation = max(submit.generation, session.follower.epoch[0]) + 1
-        update = {"generation": generation, "given": given, "ends": ends, "log_from": log_from}
-        record = session.record.model_copy(update={"submit": submit.model_copy(update=update)})
-        session.begin(record)
-
-        def ours(now: Record | None) -> bool:
-            # A lower connection there means that the broker lost the newer record, a higher one that we are superseded.
-            return now is None or (now.connection <= record.connection and now.submit.generation < generation)
-
-        if not await self.bus.save(record, self.config.keep_s, ours):
-            session.fail("superseded", "another connection serves this request now")
-            return
-        self.life.stats.counters["restores"] += 1
-        log.warning("%s: restoring %s from %s tokens", self.config.id, session.id, session.counts)
-        await self.bus.cancel(Cancel(request=session.id, generation=generation - 1))
-        await self.bus.append(self.bus.names.submit, record.submit)
+    # -- when the log is lost -----------------------------------------------------------------------------------------
 
     async def restore_all(self) -> None:
         """The broker is another than before: it may have lost anything."""
@@ -228,7 +141,7 @@ class Streamer:
             self.tail.positions[stream] = await self.bus.last_entry(stream)
         for session in list(self.sessions.values()):
             if not session.done:
-                await self.restore(session)
+                await restore(self, session)
 
     async def look_after(self) -> None:
         """Once a second: the time-out of requests, and those of which nothing is heard while nobody has them."""
@@ -237,12 +150,12 @@ class Streamer:
             if now_ms > session.record.submit.deadline_ms + 2000:
                 session.fail("deadline_exceeded", "the request's time ran out")
             elif session.conflict:
-                await self.restore(session)
+                await restore(self, session)
             elif session.follower.claimed and not session.follower.ended and now - session.heard > SILENCE_S:
                 session.heard = now
                 _, ms, seq = session.follower.epoch
                 if not await self.bus.holds(self.bus.names.work, f"{ms}-{seq}"):
-                    await self.restore(session)
+                    await restore(self, session)
         await self._keep_partition()
 
     async def _keep_partition(self) -> None:
@@ -251,10 +164,6 @@ class Streamer:
         for stream in [stream for stream in self.tail.positions if stream not in needed]:
             del self.tail.positions[stream]
         await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)
-
-
-def _is_at(connection: int, now: Record | None) -> bool:
-    return now is not None and now.connection == connection
 
 
 def new_request_id() -> str:

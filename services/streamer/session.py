@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from services.streamer.decode import TextStream
 from shared.bus import entry_order
-from shared.messages import End, ErrorCode, FinishReason, LogRecord, Record, pack_ids
+from shared.fields import pack_ids
+from shared.messages import End, ErrorCode, FinishReason, LogRecord, Record
 from shared.tokenlog import Follower, Verdict, cursor
 from shared.vocab import Vocab
 
@@ -126,8 +127,8 @@ class Session:
             self.news.clear()
             while not self.stopped and (fresh := self._advance()):
                 yield fresh
-            if self.error is not None:
-                raise self.error
+        if self.error is not None:  # it may have come before anybody asked
+            raise self.error
 
     def _advance(self) -> list[Delta]:
         fresh = [delta for choice in range(len(self.outputs)) if (delta := self._advance_choice(choice)) is not None]

@@ -7,6 +7,7 @@ import orjson
 from aiohttp import WSMsgType, web
 
 from services.streamer.admission import Overloaded
+from services.streamer.attach import attach
 from services.streamer.door import Door
 from services.streamer.errors import send_within
 from services.streamer.schema import BadRequest, CancelFrame, Generate, GeneratePrompt, ResumeFrame, parse_frame
@@ -67,7 +68,7 @@ class Socket:
     async def _begin(self, frame: Generate | GeneratePrompt | ResumeFrame) -> None:
         try:
             if isinstance(frame, ResumeFrame):
-                session = await self.door.streamer.attach(frame.request, frame.cursor)
+                session = await attach(self.door.streamer, frame.request, frame.cursor)
             else:
                 session = await self.door.open(frame)
         except BadRequest as error:

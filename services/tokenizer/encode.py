@@ -5,7 +5,8 @@ from time import perf_counter
 
 from services.tokenizer.template import BadChat, ChatTemplate
 from shared.blocks import chain, root
-from shared.messages import ErrorCode, Fail, Submit, Work, pack_ids, unpack_ids
+from shared.fields import pack_ids, unpack_ids
+from shared.messages import ErrorCode, Fail, Submit, Work
 from shared.vocab import Vocab
 
 

@@ -11,7 +11,8 @@ class AskFailed(Exception):
 async def ask(url: str, question: str, console: Console) -> None:
     """Raises AskFailed."""
     async with ClientSession() as client, client.ws_connect(f"{url}/v1/ws") as ws:
-        await ws.send_json({"type": "generate", "id": "ask", "messages": [{"role": "user", "content": question}]})
+        chat = [{"role": "user", "content": question}]
+        await ws.send_json({"type": "generate", "id": "ask", "messages": chat, "temperature": 0})
         async for message in ws:
             frame = message.json()
             if frame["type"] == "token":

@@ -9,7 +9,7 @@ a lock, so its concurrent figure is the one-stream figure; measure that one too,
 
     python -m llama_cpp.server --model MODEL.gguf --n_threads 2 --n_threads_batch 2 --n_ctx 2048 \\
         --interrupt_requests false --port 8010
-    python -m services.bench same --url http://127.0.0.1:8010/v1 --users 8 --input-tokens 64 --output-tokens 128
+    python -m services.bench closed --url http://127.0.0.1:8010/v1 --text --users 8 --requests 16 --input-tokens 64
 
 (`--interrupt_requests false`: by default a new request cuts the running stream short.)
 """

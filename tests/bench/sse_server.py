@@ -73,9 +73,7 @@ class SseServer:
         await response.prepare(request)
         chat = "messages" in body
         if chat:
-            await response.write(
-                event({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]})
-            )
+            await response.write(event({"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}))
         total = body["max_tokens"]
         ending = do.endings.pop(0) if do.endings else "whole"
         for at in range(0, total, do.per_chunk):

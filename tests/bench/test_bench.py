@@ -78,9 +78,7 @@ async def test_open_loop_and_failures_by_kind(tmp_path: Path) -> None:
 
 
 async def test_trace_is_replayed_with_shared_prefixes(tmp_path: Path) -> None:
-    rows = [
-        {"timestamp": 100 * n, "input_length": 1024, "output_length": 10 + n, "hash_ids": [0, 1 + n]} for n in range(4)
-    ]
+    rows = [{"timestamp": 100 * n, "input_length": 1024, "output_length": 10 + n, "hash_ids": [0, 1 + n]} for n in range(4)]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     async with SseServer(Behaviour(first=0.0, gap=0)) as server:
         words = ["trace", tmp_path / "t.jsonl", "--url", server.url, "--input-scale", 0.125, "--time-scale", 2]

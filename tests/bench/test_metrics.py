@@ -34,9 +34,7 @@ def test_percentile_of_nothing_and_of_infinities() -> None:
 
 def answer(index: int, start: float, ttft: float, tpot: float, tokens: int = 11) -> Timing:
     latency = ttft + tpot * (tokens - 1)
-    return Timing(
-        index, start, 0.0, 200, ttft=ttft, latency=latency, chunks=tokens, input_tokens=5, output_tokens=tokens
-    )
+    return Timing(index, start, 0.0, 200, ttft=ttft, latency=latency, chunks=tokens, input_tokens=5, output_tokens=tokens)
 
 
 def test_the_four_metrics() -> None:

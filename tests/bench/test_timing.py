@@ -18,13 +18,7 @@ def chat(text: str) -> dict[str, object]:
     return {"choices": [{"delta": {"content": text}, "finish_reason": None}]}
 
 
-WHOLE = (
-    event(ROLE)
-    + b": a comment\r\n\r\n"
-    + b"".join(event(chat(text)) for text in ("a", "é", "b\n"))
-    + event(FINISH)
-    + DONE
-)
+WHOLE = event(ROLE) + b": a comment\r\n\r\n" + b"".join(event(chat(text)) for text in ("a", "é", "b\n")) + event(FINISH) + DONE
 
 
 @given(st.lists(st.integers(0, len(WHOLE)), max_size=12))

@@ -75,9 +75,7 @@ def conversations(draw: st.DrawFn) -> list[Arrival]:
 
 
 @given(conversations(), st.floats(0.005, 1.5), st.floats(0.01, 10))
-def test_equal_ids_are_equal_blocks_and_share_as_the_trace_does(
-    arrivals: list[Arrival], by: float, time: float
-) -> None:
+def test_equal_ids_are_equal_blocks_and_share_as_the_trace_does(arrivals: list[Arrival], by: float, time: float) -> None:
     scaled = [scale(arrival, Scaling(by, by, time)) for arrival in arrivals]
     assert [arrival.at for arrival in scaled] == sorted(arrival.at for arrival in scaled)
     block = max(1, round(MOONCAKE_BLOCK * by))

@@ -78,7 +78,7 @@ async def send(mesh: RunningMesh, path: str, raw: bytes) -> tuple[int, dict[str,
 
 
 def refused(status: int, reply: dict[str, Any]) -> dict[str, Any]:
-    assert 400 <= status < 500, (status, reply)
+    assert 400 <= status < 500, f"{status} {reply}"
     error: dict[str, Any] = reply["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]

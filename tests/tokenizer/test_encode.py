@@ -10,7 +10,8 @@ from services.tokenizer.encode import Encoder
 from services.tokenizer.template import BadChat, ChatTemplate
 from shared.blocks import chain, root
 from shared.config import bundled_model
-from shared.messages import ChatMessage, Fail, Sampling, Submit, Work, pack_ids, unpack_ids
+from shared.fields import pack_ids, unpack_ids
+from shared.messages import ChatMessage, Fail, Sampling, Submit, Work
 from shared.vocab import Vocab, VocabFiles, load_vocab
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "smollm2_greedy.json").read_text())

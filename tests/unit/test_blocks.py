@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.blocks import HASH_BYTES, chain, root
-from shared.messages import pack_ids
+from shared.fields import pack_ids
 
 ids = st.lists(st.integers(0, 50000), max_size=80)
 SIZE = 8

@@ -22,6 +22,8 @@ PURE = [
     "services.engine.noise",
     "services.streamer.admission",
     "shared.messages",
+    "shared.codec",
+    "services.engine.cancels",
     "shared.tokenlog",
 ]
 

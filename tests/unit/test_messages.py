@@ -5,22 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.messages import (
-    MAX_MESSAGE_BYTES,
-    VERSION,
-    Cancel,
-    Claim,
-    End,
-    Malformed,
-    Sampling,
-    Step,
-    Submit,
-    Tokens,
-    decode,
-    encode,
-    pack_ids,
-    unpack_ids,
-)
+from shared.codec import VERSION, Malformed, decode, encode
+from shared.fields import MAX_MESSAGE_BYTES, pack_ids, unpack_ids
+from shared.messages import Cancel, Claim, End, Sampling, Step, Submit, Tokens
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=50)
 END = End(

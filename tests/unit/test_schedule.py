@@ -15,7 +15,8 @@ from services.engine.plan import Plan, Sampled
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
 from shared.blocks import chain
-from shared.messages import Sampling, pack_ids
+from shared.fields import pack_ids
+from shared.messages import Sampling
 
 BLOCK = 4
 ROOT = b"root"

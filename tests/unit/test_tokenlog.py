@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.messages import Claim, End, Epoch, Fail, LogRecord, Tokens, pack_ids
+from shared.fields import Epoch, pack_ids
+from shared.messages import Claim, End, Fail, LogRecord, Tokens
 from shared.tokenlog import Follower, Verdict, agrees, counts_of, cursor, digest
 
 R = "r"

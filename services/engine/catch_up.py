@@ -1,0 +1,22 @@
+"""What a resumed request has said already: read from the token log, after the claim that makes it ours."""
+
+from services.engine.job import Job
+from shared.bus import Bus
+from shared.messages import Step
+from shared.tokenlog import Follower, Verdict
+
+
+async def catch_up(bus: Bus, job: Job) -> bool:
+    """Claim first, then read the log up to the claim: what it tells is what this attempt continues.
+
+    False: the log ends in a conflict, a higher epoch or an end, and the request is not ours to continue. Raises BusDown.
+    """
+    work, stream = job.work, bus.names.tokens(job.work.partition)
+    mine = await bus.append(stream, Step(records=(job.claim(),)))
+    follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
+    for _, item in await bus.span(stream, work.log_from, mine):
+        for record in item.records if isinstance(item, Step) else ():
+            if record.request == work.request and follower.read(record) is Verdict.CONFLICT:
+                return False
+    job.choices = follower.choices
+    return follower.epoch == job.epoch and not follower.ended

@@ -1,0 +1,72 @@
+"""A client comes back with its cursor, to this streamer or any other: the record and the log tell what it has."""
+
+from services.streamer.restore import restore
+from services.streamer.service import Streamer
+from services.streamer.session import Session, StreamError
+from shared.bus import entry_order
+from shared.messages import Attach, Step
+from shared.tokenlog import agrees, counts_of
+
+
+async def attach(streamer: Streamer, request: str, cursor: str) -> Session:
+    """Serve a client that comes back with its cursor. Raises StreamError `stream_lost`, BusDown, ValueError."""
+    while True:
+        record = await streamer.bus.load(request)
+        if record is None:
+            raise StreamError("stream_lost", "this request is not known (any more)")
+        session = Session(record, streamer.vocab)
+        counts = counts_of(cursor, len(session.outputs)) if cursor else session.counts
+        await _catch_up(streamer, session)
+        if cursor and not agrees(cursor, session.follower.choices):
+            raise StreamError("stream_lost", f"the log does not hold the stream up to cursor {cursor}")
+        if await _supersede(streamer, session):
+            break
+    session.skip(counts)
+    _serve(streamer, session)
+    return session
+
+
+def _serve(streamer: Streamer, session: Session) -> None:
+    before = streamer.sessions.get(session.id)
+    if before is not None:
+        before.fail("superseded", "another connection serves this request now")
+    streamer.expected(session.id)
+    streamer.sessions[session.id] = session
+    if session.conflict:
+        streamer.start(restore(streamer, session))
+    session.news.set()
+    streamer.life.stats.counters["resumes"] += 1
+
+
+async def _supersede(streamer: Streamer, session: Session) -> bool:
+    """Count the connection up and tell whoever served the client before. False: the record has changed meanwhile."""
+    seen = session.record
+    mine = seen.model_copy(update={"connection": seen.connection + 1})
+    if not await streamer.bus.save(mine, streamer.config.keep_s, lambda now: now == seen):
+        return False
+    session.record = mine
+    note = Step(records=(Attach(request=session.id, connection=mine.connection),))
+    await streamer.bus.append(streamer.bus.names.tokens(session.partition), note)
+    await _catch_up(streamer, session)
+    return True
+
+
+async def _catch_up(streamer: Streamer, session: Session) -> None:
+    """Read the log from where the attempt began until the tail can take over without a gap."""
+    stream = streamer.bus.names.tokens(session.partition)
+    while True:
+        for entry, item in await streamer.bus.span(stream, session.position):
+            for record in item.records if isinstance(item, Step) else ():
+                if record.request == session.id:
+                    session.apply(entry, record)
+            session.position = entry
+        if stream not in streamer.tail.positions:
+            streamer.tail.positions[stream] = session.position
+            await _wake_tail(streamer)
+        if entry_order(streamer.tail.positions[stream]) <= entry_order(session.position):
+            return
+
+
+async def _wake_tail(streamer: Streamer) -> None:
+    """An empty entry of our own ends the tail's blocking read, which does not know of a stream just added."""
+    await streamer.bus.append(streamer.bus.names.tokens(streamer.partition), Step(records=()))

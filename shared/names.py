@@ -1,0 +1,42 @@
+"""The names of a mesh's streams and keys."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """The braces keep all of a model's names in one slot of a Redis Cluster."""
+
+    model: str
+
+    def _key(self, rest: str) -> str:
+        return f"hr:{{{self.model}}}:{rest}"
+
+    @property
+    def submit(self) -> str:
+        return self._key("submit")
+
+    @property
+    def work(self) -> str:
+        return self._key("work")
+
+    @property
+    def control(self) -> str:
+        return self._key("control")
+
+    @property
+    def dead(self) -> str:
+        return self._key("dead")
+
+    @property
+    def members(self) -> str:
+        return self._key("members")
+
+    def tokens(self, partition: str) -> str:
+        return self._key(f"tokens:{partition}")
+
+    def record(self, request: str) -> str:
+        return self._key(f"req:{request}")
+
+    def member(self, stage: str, id: str) -> str:
+        return self._key(f"member:{stage}:{id}")

@@ -1,0 +1,54 @@
+"""SmolLM2 at float32 says what was recorded, token by token, and says it however the work is cut up."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from services.engine.forward import Forward
+from tests.engine.generate import generate
+
+RECORDS = json.loads((Path(__file__).parent.parent / "data" / "smollm2_greedy.json").read_text())
+NEAR = 0.02  # logits closer than this may be told apart either way
+
+
+def tables(count: int, blocks: int = 40) -> list[list[int]]:
+    return [list(range(i * blocks, (i + 1) * blocks)) for i in range(count)]
+
+
+def check(got: list[int], record: dict[str, list[int]]) -> None:
+    for token, expected, margin in zip(got, record["output_ids"], record["margins"], strict=False):
+        if token != expected:
+            assert margin < NEAR
+            return
+
+
+def test_all_records_together(smollm2: Forward) -> None:
+    longest = max(len(record["output_ids"]) for record in RECORDS)
+    outputs = generate(smollm2, [r["prompt_ids"] for r in RECORDS], tables(len(RECORDS)), 16, longest)
+    for output, record in zip(outputs, RECORDS, strict=True):
+        check(output, record)
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 7, 1])
+def test_alone_and_in_chunks(smollm2: Forward, chunk: int) -> None:
+    record = RECORDS[3]
+    check(generate(smollm2, [record["prompt_ids"]], tables(1), 16, 16, chunk)[0], record)
+
+
+def test_shuffled_blocks(smollm2: Forward) -> None:
+    blocks = list(range(1024))
+    random.Random(5).shuffle(blocks)
+    shuffled = [blocks[i * 10 : i * 10 + 10] for i in range(4)]
+    outputs = generate(smollm2, [r["prompt_ids"] for r in RECORDS[:4]], shuffled, 16, 12, chunk=16)
+    for output, record in zip(outputs, RECORDS, strict=False):
+        check(output, record)
+
+
+def test_auto_is_close(smollm2_path: Path) -> None:
+    """8-bit activations may turn a near tie, after which texts differ; most first tokens must be the recorded ones."""
+    forward = Forward(smollm2_path, "auto", num_blocks=256, block_size=16)
+    forward.warm_up()
+    outputs = generate(forward, [r["prompt_ids"] for r in RECORDS], tables(16, 16), 16, 1)
+    assert sum(output[0] == r["output_ids"][0] for output, r in zip(outputs, RECORDS, strict=True)) >= 13
