@@ -1,0 +1,55 @@
+"""The compose files against shared/config.py: no unknown variable, none forgotten, and the defaults that are documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shared.config import EngineConfig, MeshConfig, StreamerConfig, TokenizerConfig
+from shared.health import CONFIGS
+
+FOLDER = Path(__file__).parents[2] / "compose"
+FILES = [FOLDER / name for name in ("Dockerfile", "docker-compose.yml", "docker-compose.gpu.yml", ".env.example")]
+# The compose file itself settles these.
+SETTLED = {"HEADRACE_ID", "HEADRACE_REDIS_URL", "HEADRACE_STREAMER_HOST", "HEADRACE_STREAMER_PORT"}
+
+
+def known() -> dict[str, str]:
+    """Every variable that a stage understands, with its default as one writes it."""
+    fields = {f"HEADRACE_{name}".upper(): field for name, field in MeshConfig.model_fields.items()}
+    for stage, cls in (("tokenizer", TokenizerConfig), ("engine", EngineConfig), ("streamer", StreamerConfig)):
+        own = cls.model_fields.keys() - MeshConfig.model_fields.keys()
+        fields |= {f"HEADRACE_{stage}_{name}".upper(): cls.model_fields[name] for name in own}
+    return {name: "" if field.is_required() or field.default_factory else str(field.default) for name, field in fields.items()}
+
+
+def settings() -> dict[str, str]:
+    return dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (FOLDER / ".env.example").read_text(), re.MULTILINE))
+
+
+def passed_on() -> set[str]:
+    """What docker-compose.yml hands to the stages from the outside."""
+    return set(re.findall(r"^ +(HEADRACE_[A-Z_]+):$", (FOLDER / "docker-compose.yml").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_every_variable_is_known(path: Path) -> None:
+    assert set(re.findall(r"HEADRACE_[A-Z_]*[A-Z]", path.read_text())) <= known().keys()
+
+
+def test_every_variable_can_be_set() -> None:
+    assert passed_on() == known().keys() - SETTLED
+    assert {name for name in settings() if name.startswith("HEADRACE_")} == passed_on()
+
+
+def test_the_documented_defaults_are_the_real_ones() -> None:
+    here, defaults = settings(), known()
+    assert {name: here[name] for name in passed_on()} == {name: defaults[name] for name in passed_on()}
+    used = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", (FOLDER / "docker-compose.yml").read_text()))
+    assert {name: here[name] for name in used} == used
+
+
+def test_every_stage_has_a_health_check() -> None:
+    assert CONFIGS.keys() == {"tokenizer", "engine", "streamer"}
+    text = (FOLDER / "docker-compose.yml").read_text()
+    assert set(re.findall(r'"shared.health", "([a-z]+)"', text)) == {"tokenizer", "engine"}
