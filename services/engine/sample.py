@@ -84,7 +84,7 @@ def _pick(logits: Tensor, draws: tuple[Draw, ...]) -> list[int]:
 
 
 def _draw(logits: Tensor, draws: list[Draw]) -> Tensor:
-    """[draws] int64. Sorting is dear: rows with top-k or top-p sort few logits first, and all only if these fall short."""
+    """[draws] int64. Sorting is dear: top-k and top-p sort few logits first, and all only if these fall short."""
     heat = torch.tensor([[draw.sampling.temperature] for draw in draws], dtype=torch.float32)
     heated = (logits - logits.amax(1, keepdim=True)).div_(heat.clamp_(min=1e-5))  # the largest is 0, weights at most 1
     tokens = torch.zeros(len(draws), dtype=torch.int64)
