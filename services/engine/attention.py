@@ -1,6 +1,6 @@
 """Paged attention in plain torch, and the pages it works on."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,52 +10,47 @@ from services.engine.batch import Batch, Chunk
 from services.engine.spec import ModelSpec
 
 
-@dataclass(frozen=True, slots=True)
+class LayerPages(NamedTuple):
+    """One layer's keys and values, [blocks + 1, block_size, kv_heads, head_dim] each."""
+
+    keys: Tensor
+    values: Tensor
+
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put the new tokens' keys and values [tokens, kv_heads, head_dim] into their slots."""
+        for page, new in zip(self, (keys, values), strict=True):
+            page.flatten(0, 1).index_copy_(0, slots, new.to(page.dtype))
+
+
 class Pages:
     """All keys and values: [layers, 2, blocks + 1, block_size, kv_heads, head_dim]. The last block is the null block.
 
-    A block is zeroed when it is begun, so that what follows a row's end is finite:
-    it is masked, but NaN would get through.
+    A block is zeroed when it is begun, so that what follows a row's end is finite: masked, but a NaN would get through.
     """
 
-    all: Tensor
-
-    @property
-    def null(self) -> int:
-        return self.all.shape[2] - 1
-
-    @property
-    def block_size(self) -> int:
-        return self.all.shape[3]
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        keys, values = self.all[index].unbind(0)
-        return keys, values
+    def __init__(self, spec: ModelSpec, blocks: int, block_size: int, dtype: torch.dtype) -> None:
+        self.all = torch.zeros(spec.layers, 2, blocks + 1, block_size, spec.kv_heads, spec.head_dim, dtype=dtype)
+        self.layers = tuple(LayerPages(*layer) for layer in self.all)
+        self.null = blocks
+        self.block_size = block_size
 
     def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
         source, target = torch.tensor(copies).unbind(1)
         self.all[:, :, target] = self.all[:, :, source]
 
     def begin(self, blocks: Tensor) -> None:
-        self.all.index_fill_(2, blocks, 0)
+        if len(blocks):
+            self.all.index_fill_(2, blocks, 0)
 
 
-def make_pages(spec: ModelSpec, blocks: int, block_size: int, dtype: torch.dtype) -> Pages:
-    return Pages(torch.zeros(spec.layers, 2, blocks + 1, block_size, spec.kv_heads, spec.head_dim, dtype=dtype))
-
-
-def write(pages: tuple[Tensor, Tensor], slots: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Put the new tokens' keys and values [tokens, kv_heads, head_dim] into their slots."""
-    for page, new in zip(pages, (keys, values), strict=True):
-        page.view(-1, *new.shape[1:]).index_copy_(0, slots, new.to(page.dtype))
-
-
-def attention(query: Tensor, pages: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-    """[tokens, heads, head_dim] float32 -> the same, over pages that hold the batch's own tokens already."""
+def attention(query: Tensor, pages: LayerPages, batch: Batch) -> Tensor:
+    """[tokens, heads, head_dim] float32 -> the same in a float type; the pages hold the batch's own tokens already."""
+    if not batch.chunks:
+        return _decode(query, pages, batch)
     parts = [_prefill(query[chunk.first : chunk.last], pages, chunk) for chunk in batch.chunks]
     if batch.decodes:
         parts.insert(0, _decode(query[: batch.decodes], pages, batch))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return torch.cat(parts)
 
 
 def _gather(page: Tensor, blocks: Tensor, rows: int, length: int) -> Tensor:
@@ -64,19 +59,19 @@ def _gather(page: Tensor, blocks: Tensor, rows: int, length: int) -> Tensor:
     return found.view(rows, -1, *page.shape[2:])[:, :length].transpose(1, 2)
 
 
-def _decode(query: Tensor, pages: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+def _decode(query: Tensor, pages: LayerPages, batch: Batch) -> Tensor:
     """The query heads that share a key head stand as its queries, so nothing is repeated for grouped queries."""
     rows, heads, size = query.shape
-    keys, values = (_gather(page, batch.tables.view(-1), rows, batch.longest) for page in pages)
+    keys, values = (_gather(page, batch.tables, rows, batch.longest) for page in pages)
     grouped = query.to(keys.dtype).view(rows, keys.shape[1], -1, size)  # [rows, kv_heads, heads per kv head, head_dim]
     mask = None if batch.mask is None else batch.mask.expand(-1, *grouped.shape[1:3], -1)
-    return attend(grouped, keys, values, attn_mask=mask).reshape(rows, heads, size).float()
+    return attend(grouped, keys, values, attn_mask=mask).reshape(rows, heads, size)
 
 
-def _prefill(query: Tensor, pages: tuple[Tensor, Tensor], chunk: Chunk) -> Tensor:
+def _prefill(query: Tensor, pages: LayerPages, chunk: Chunk) -> Tensor:
     """In float32, whatever the pages hold: the library's kernel is half as fast in bfloat16."""
     keys, values = (_gather(page, chunk.blocks, 1, chunk.end).float() for page in pages)
-    query = query.float().transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, head_dim]
+    query = query.transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, head_dim]
     causal = chunk.mask is None
     out = attend(query, keys, values, attn_mask=chunk.mask, is_causal=causal, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1)

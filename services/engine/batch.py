@@ -39,7 +39,7 @@ class Batch:
     slots: Tensor  # [tokens] int64
     decodes: int
     longest: int  # of the decode rows, in tokens
-    tables: Tensor  # [decodes, blocks] int64
+    tables: Tensor  # [decodes * blocks of the longest] int64
     mask: Tensor | None  # [decodes, 1, 1, longest], 0 or -inf
     chunks: tuple[Chunk, ...]
     begun: Tensor  # [blocks] int64: blocks whose first position is written in this step
@@ -66,7 +66,7 @@ def build(plan: Plan, block_size: int, null: int, dtype: torch.dtype) -> Batch:
         slots=torch.from_numpy(slots),
         decodes=decodes,
         longest=longest,
-        tables=torch.from_numpy(tables[:decodes, : -(-longest // block_size)].copy()),
+        tables=torch.from_numpy(tables[:decodes, : -(-longest // block_size)].flatten()),
         mask=_length_mask(ends[:decodes], longest, dtype),
         chunks=tuple(_chunk(rows[i], int(firsts[i]), tables[i], block_size) for i in range(decodes, len(rows))),
         begun=torch.from_numpy(_begun(tables, ends - lengths, ends, block_size)),

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from services.engine import batch, sample
-from services.engine.attention import make_pages
+from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
@@ -54,7 +54,7 @@ class Forward:
         make, make_head = _makers(checkpoint, dtype)
         with torch.inference_mode(), _one_thread():
             self.model = Llama(self.spec, load(checkpoint, make, make_head, kind))
-            self.pages = make_pages(self.spec, num_blocks, block_size, kind)
+            self.pages = Pages(self.spec, num_blocks, block_size, kind)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
 

@@ -15,7 +15,7 @@ from services.engine.noise import uniform
 from services.engine.plan import Draw, Sampled
 from shared.messages import Logprob, Sampling
 
-CANDIDATES = 1024  # so many of the largest logits are sorted first; all of them only where that is not enough
+CANDIDATES = 128  # so many of the largest logits are sorted first; all of them only where that is not enough
 
 
 def sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...]) -> list[Sampled]:
@@ -24,9 +24,11 @@ def sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...]) -> list[Sa
         largest = logits.argmax(1)  # which is where a NaN is, if there is one
         found = logits.gather(1, largest.unsqueeze(1)).squeeze(1)
         return [Sampled(token) for token in largest.where(found.isfinite(), -1)[draw_row].tolist()]
-    raw = logits[draw_row]  # [draws, vocab], a copy
+    same = draw_row.tolist() == list(range(len(logits)))
+    raw = logits if same else logits[draw_row]  # [draws, vocab]
     sound = raw.amax(1).isfinite()
-    raw.masked_fill_(~sound.unsqueeze(1), 0)
+    if not sound.all():
+        raw = raw.masked_fill(~sound.unsqueeze(1), 0)
     tokens = _pick(_edited(raw, draws), draws)
     reports = [_logprob(row, token, draw.sampling) for row, token, draw in zip(raw, tokens, draws, strict=True)]
     answers = zip(tokens, reports, sound.tolist(), strict=True)
@@ -44,6 +46,8 @@ def _has_edits(draw: Draw) -> bool:
 
 
 def _edited(raw: Tensor, draws: tuple[Draw, ...]) -> Tensor:
+    if not any(_has_edits(draw) for draw in draws):
+        return raw
     edited = raw.clone()
     for row, draw in zip(edited, draws, strict=True):
         if _has_edits(draw):
@@ -69,56 +73,74 @@ def _edit(row: Tensor, draw: Draw) -> None:
 
 def _pick(logits: Tensor, draws: tuple[Draw, ...]) -> list[int]:
     """The largest where the temperature is 0, else a draw from what the filters leave."""
-    tokens = logits.argmax(1)
     warm = [i for i, draw in enumerate(draws) if draw.sampling.temperature > 0]
-    if warm:
-        tokens[warm] = _draw(logits[warm], [draws[i] for i in warm])
+    if len(warm) == len(draws):
+        tokens = _draw(logits, list(draws))
+    else:
+        tokens = logits.argmax(1)
+        tokens[warm] = _draw(logits[warm], [draws[i] for i in warm]) if warm else tokens[warm]
     picked: list[int] = tokens.tolist()
     return picked
 
 
 def _draw(logits: Tensor, draws: list[Draw]) -> Tensor:
-    """Inverse of the cumulated weights, in order of id, at the draw's uniform number: [draws] int64."""
+    """[draws] int64. Sorting is dear: top-k and top-p sort few logits first, and all only if these fall short."""
     heat = torch.tensor([[draw.sampling.temperature] for draw in draws], dtype=torch.float32)
-    heated = (logits - logits.amax(1, keepdim=True)).div_(
-        heat.clamp(min=1e-5)
-    )  # 0 is the largest: weights are at most 1
-    floors = _floors(heated, [draw.sampling for draw in draws])
-    weights = heated.exp().masked_fill_(heated < floors.unsqueeze(1), 0)
-    total = weights.cumsum(1, dtype=torch.float64)
-    noise = [[uniform(draw.sampling.seed, draw.choice, draw.position)] for draw in draws]
-    at = torch.tensor(noise, dtype=torch.float64) * total[:, -1:]
-    return torch.searchsorted(total, at, right=True).squeeze(1)
-
-
-def _floors(heated: Tensor, samplings: list[Sampling]) -> Tensor:
-    """The smallest logit that the filters keep, per row. Equals of the last kept one are kept too."""
-    floors = torch.tensor([math.log(s.min_p) if s.min_p else -math.inf for s in samplings])
-    rows = [i for i, s in enumerate(samplings) if s.top_k or s.top_p < 1]
+    heated = (logits - logits.amax(1, keepdim=True)).div_(heat.clamp_(min=1e-5))  # the largest is 0, weights at most 1
+    tokens = torch.zeros(len(draws), dtype=torch.int64)
+    rows = [i for i, draw in enumerate(draws) if draw.sampling.top_k or draw.sampling.top_p < 1]
+    free = sorted(set(range(len(draws))) - set(rows))
+    if free:
+        tokens[free] = _from_all(heated[free], [draws[i] for i in free])
     width = min(CANDIDATES, heated.shape[1])
     while rows:
-        found, enough = _cut(heated[rows], floors[rows], [samplings[i] for i in rows], width)
-        done = [i for i, good in zip(rows, enough, strict=True) if good]
-        floors[done] = found[torch.tensor(enough)]
-        rows, width = [i for i, good in zip(rows, enough, strict=True) if not good], heated.shape[1]
-    return floors
+        found, enough = _from_largest(heated[rows], [draws[i] for i in rows], width)
+        tokens[rows] = found
+        rows = [i for i, good in zip(rows, enough, strict=True) if not good]
+        width = heated.shape[1]
+    return tokens
 
 
-def _cut(heated: Tensor, floors: Tensor, samplings: list[Sampling], width: int) -> tuple[Tensor, list[bool]]:
-    """Raise the floors [rows] to top-k's, then top-p's, by each row's `width` largest; and whether these sufficed."""
-    vocab = heated.shape[1]
-    largest = heated.topk(width, dim=1).values  # [rows, width], falling
+def _from_all(heated: Tensor, draws: list[Draw]) -> Tensor:
+    weights = heated.exp()
+    if any(draw.sampling.min_p for draw in draws):
+        weights.masked_fill_(weights < torch.tensor([[draw.sampling.min_p] for draw in draws]), 0)
+    return _invert(weights, draws)
+
+
+def _from_largest(heated: Tensor, draws: list[Draw], width: int) -> tuple[Tensor, list[bool]]:
+    """Draws from each row's `width` largest, and whether these hold all that the filters leave: else draw again."""
+    values, ids = heated.topk(width, dim=1)  # falling
+    last, enough = _last_kept(values, heated, [draw.sampling for draw in draws])
+    weights = values.exp().masked_fill_(torch.arange(width) > last.unsqueeze(1), 0)
+    ids, order = ids.sort(1)
+    return ids.gather(1, _invert(weights.gather(1, order), draws).unsqueeze(1)).squeeze(1), enough.tolist()
+
+
+def _last_kept(values: Tensor, heated: Tensor, samplings: list[Sampling]) -> tuple[Tensor, Tensor]:
+    """The index [rows] among the falling values [rows, width] of the last that min-p, top-k and top-p keep."""
+    width, vocab = values.shape[1], heated.shape[1]
     k = torch.tensor([min(s.top_k or vocab, vocab) for s in samplings])
-    kth = largest.gather(1, (k.clamp(max=width) - 1).unsqueeze(1)).squeeze(1)
-    floors = floors.maximum(kth.where(k < vocab, -math.inf))
     p = torch.tensor([s.top_p for s in samplings])
-    weights = heated.exp().masked_fill_(heated < floors.unsqueeze(1), 0).sum(1)  # [rows], before top-p
-    kept = largest.exp().masked_fill_(largest < floors.unsqueeze(1), 0)
-    total = kept.cumsum(1)
-    count = (total - kept < (p * weights).unsqueeze(1)).sum(1).clamp(min=1)  # those before which p is not reached
-    last = largest.gather(1, (count - 1).unsqueeze(1)).squeeze(1)
-    enough = ((k <= width) | (k == vocab)) & ((p >= 1) | (total[:, -1] >= p * weights) | (width == vocab))
-    return floors.maximum(last.where(p < 1, -math.inf)), enough.tolist()
+    least = torch.tensor([s.min_p for s in samplings])
+    kept = values.exp()
+    kept.masked_fill_((torch.arange(width) >= k.unsqueeze(1)) | (kept < least.unsqueeze(1)), 0)
+    closed = (k <= width) | (kept[:, -1] == 0)  # nothing behind the sorted ones survives min-p and top-k
+    cumulated = kept.cumsum(1)
+    mass = cumulated[:, -1].clone() if closed.all() else cumulated[:, -1].where(closed, heated.exp().sum(1))
+    before = cumulated - kept  # a token stays while those before it have not reached p
+    stays = (kept > 0) & ((before < (p * mass).unsqueeze(1)) | (p >= 1).unsqueeze(1))
+    enough = closed | ((k == vocab) & (least == 0) & (p < 1) & (cumulated[:, -1] >= p * mass))
+    return stays.sum(1).clamp(min=1) - 1, enough
+
+
+def _invert(weights: Tensor, draws: list[Draw]) -> Tensor:
+    """The first index [draws] at which the cumulated weights [draws, any] exceed the draw's share of their sum."""
+    cumulated = weights.cumsum(1)  # summed in double precision inside
+    noise = torch.tensor([[uniform(draw.sampling.seed, draw.choice, draw.position)] for draw in draws])
+    total = cumulated[:, -1:]
+    below = (noise * total).minimum(torch.nextafter(total, torch.zeros(())))  # rounding must not reach the sum itself
+    return torch.searchsorted(cumulated, below, right=True).squeeze(1)
 
 
 def _logprob(raw: Tensor, token: int, sampling: Sampling) -> Logprob | None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from services.engine.checkpoint import Checkpoint
 from services.engine.linear import Form, Grouped, Matrix, dense, stack
+from services.engine.norm import Norm
 from services.engine.spec import BadModel, ModelSpec
 
 Maker = Callable[[Matrix], Form]
@@ -15,13 +16,12 @@ Maker = Callable[[Matrix], Form]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    attention_norm: Tensor  # [hidden]
+    attention_norm: Norm  # [hidden]
     qkv: Form  # hidden -> (heads + 2 kv_heads) * head_dim
     qkv_bias: Tensor | None
-    q_norm: Tensor | None  # [head_dim]
-    k_norm: Tensor | None
+    qk_norm: Norm | None  # [heads + kv_heads, head_dim]
     out: Form  # heads * head_dim -> hidden
-    mlp_norm: Tensor
+    mlp_norm: Norm
     gate_up: Form  # hidden -> 2 * intermediate
     down: Form  # intermediate -> hidden
 
@@ -30,7 +30,7 @@ class Layer:
 class Parameters:
     embedding: Tensor  # [vocab, hidden]
     layers: tuple[Layer, ...]
-    norm: Tensor
+    norm: Norm
     head: Form  # hidden -> vocab
     frequencies: Tensor  # [head_dim / 2], radians per position
 
@@ -70,7 +70,7 @@ def load(checkpoint: Checkpoint, make: Maker, make_head: Maker, dtype: torch.dty
     if "rope_factors" in take.left:
         frequencies = frequencies / take.vector("rope_factors", spec.head_dim // 2)
     layers = tuple(_layer(take, spec, make, index, paired=checkpoint.paired) for index in range(spec.layers))
-    norm = take.vector("model.norm.weight", spec.hidden)
+    norm = Norm(take.vector("model.norm.weight", spec.hidden), spec.rms_eps)
     take.finish(spec)
     return Parameters(embedding.to(dtype), layers, norm, make_head(head), frequencies)
 
@@ -79,13 +79,12 @@ def _layer(take: Taker, spec: ModelSpec, make: Maker, index: int, *, paired: boo
     at, hidden, wide = f"model.layers.{index}.", spec.hidden, spec.intermediate
     order = torch.arange(spec.head_dim) if paired else _pairs(spec.head_dim)
     return Layer(
-        attention_norm=take.vector(at + "input_layernorm.weight", hidden),
+        attention_norm=Norm(take.vector(at + "input_layernorm.weight", hidden), spec.rms_eps),
         qkv=make(_qkv(take, spec, at, order)),
         qkv_bias=_bias(take, spec, at, order) if spec.qkv_bias else None,
-        q_norm=take.vector(at + "self_attn.q_norm.weight", spec.head_dim)[order] if spec.qk_norm else None,
-        k_norm=take.vector(at + "self_attn.k_norm.weight", spec.head_dim)[order] if spec.qk_norm else None,
+        qk_norm=_qk_norm(take, spec, at, order) if spec.qk_norm else None,
         out=make(take.matrix(at + "self_attn.o_proj.weight", hidden, spec.heads * spec.head_dim)),
-        mlp_norm=take.vector(at + "post_attention_layernorm.weight", hidden),
+        mlp_norm=Norm(take.vector(at + "post_attention_layernorm.weight", hidden), spec.rms_eps),
         gate_up=make(stack([take.matrix(f"{at}mlp.{n}_proj.weight", wide, hidden) for n in ("gate", "up")])),
         down=make(take.matrix(at + "mlp.down_proj.weight", hidden, wide)),
     )
@@ -108,6 +107,11 @@ def _qkv(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Matrix:
         rows = _every_head(order, heads)
         parts.append(part if name == "v" else part.rows(rows) if isinstance(part, Grouped) else part[rows])
     return stack(parts)
+
+
+def _qk_norm(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Norm:
+    q, k = (take.vector(f"{at}self_attn.{name}_norm.weight", spec.head_dim)[order] for name in "qk")
+    return Norm(torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1))), spec.rms_eps)
 
 
 def _bias(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Tensor:
