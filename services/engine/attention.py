@@ -29,7 +29,9 @@ class Pages:
     """
 
     def __init__(self, spec: ModelSpec, blocks: int, block_size: int, dtype: torch.dtype) -> None:
-        self.all = torch.zeros(spec.layers, 2, blocks + 1, block_size, spec.kv_heads, spec.head_dim, dtype=dtype)
+        # Not zeroed as a whole: memory that no request has used yet costs nothing.
+        self.all = torch.empty(spec.layers, 2, blocks + 1, block_size, spec.kv_heads, spec.head_dim, dtype=dtype)
+        self.all[:, :, blocks].zero_()
         self.layers = tuple(LayerPages(*layer) for layer in self.all)
         self.null = blocks
         self.block_size = block_size

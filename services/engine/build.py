@@ -1,6 +1,5 @@
 """The real device: threads, the size of the page pool, the model. Imports torch."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,20 +9,23 @@ from services.engine.forward import Forward
 from services.engine.plan import Device
 from services.engine.spec import BadModel, ModelSpec
 from shared.config import ConfigError, EngineConfig
+from shared.host import free_memory, usable_cores
 
 POOL_SHARE = 0.15  # of the memory that is free: others, perhaps other engines, live here too
-POOL_TOKENS = 65_536  # more than this a small machine would hardly use
+POOL_TOKENS = 32_768  # more than this a small machine would hardly use
 
 
 def build(config: EngineConfig) -> Device:
     """Raises ConfigError with what to do."""
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or usable_cores())
     path = Path(config.model)
     try:
         blocks = _blocks(config, open_checkpoint(path).spec)
-        return Forward(path, config.dtype, blocks, config.block_size)
+        device = Forward(path, config.dtype, blocks, config.block_size)
     except BadModel as error:
         raise ConfigError(str(error)) from error
+    device.warm_up()
+    return device
 
 
 def _blocks(config: EngineConfig, spec: ModelSpec) -> int:
@@ -40,6 +42,5 @@ def _blocks(config: EngineConfig, spec: ModelSpec) -> int:
 
 
 def _affordable(spec: ModelSpec) -> int:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     per_token = 2 * 4 * spec.layers * spec.kv_heads * spec.head_dim  # keys and values, 4 bytes at most
-    return int(POOL_SHARE * free / per_token)
+    return int(POOL_SHARE * free_memory() / per_token)

@@ -142,5 +142,5 @@ def _open_safetensors(file: Path) -> dict[str, Callable[[], Matrix]]:
         opened = safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise BadModel(f"{file} is not a whole safetensors file ({error}); download it again") from None
-    names: list[str] = list(opened.keys())  # type: ignore[no-untyped-call]
+    names: list[str] = list(opened.keys())
     return {name: partial(opened.get_tensor, name) for name in names}

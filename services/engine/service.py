@@ -5,6 +5,7 @@ what is ours, *control* hears cancellations. The device works in one thread of i
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,9 +50,8 @@ class Engine:
             for task in (self.intake(), self.steps(), self.leases(), self.control(), self._wake_at_end()):
                 tasks.create_task(task)
             publishing.add_done_callback(self._publisher_ended)
-        await self.publisher.flushed()
+        await self._hand_on()  # what intake was still being given
         publishing.cancel()
-        await self._hand_on()
         await self.group.close()
         self.thread.shutdown()
 
@@ -80,6 +80,7 @@ class Engine:
             self._count(plan.tokens, len(plan.rows))
             self._report(self.scheduler.commit(sampled))
             await self.publisher.room()
+        await self._hand_on()
 
     def _note_starts(self) -> None:
         now = time.monotonic()
@@ -121,7 +122,7 @@ class Engine:
 
     def _fail(self, job: Job, code: ErrorCode, text: str) -> None:
         self.publisher.put(job.work.partition, job.fail(code, text))
-        self.life.stats.counters["failed"] += 1
+        self.life.stats.counters["cancelled" if code == "cancelled" else "failed"] += 1
         self._close(job)
 
     def _close(self, job: Job) -> None:
@@ -155,10 +156,13 @@ class Engine:
         work = delivery.message
         if not isinstance(work, Work):
             await self.group.ack([delivery.entry])
-        elif delivery.again:
-            await self._reissue([delivery])
-        else:
+        elif not delivery.again:
             await self._begin(Job(work, delivery.entry, time.monotonic(), [Choice() for _ in range(work.sampling.n)]))
+        elif not self._has(delivery):  # else our pending list, read after a broken connection, names what we work on
+            await self._reissue([delivery])
+
+    def _has(self, delivery: Delivery) -> bool:
+        return any(job.entry == delivery.entry for job in self.jobs.values())
 
     async def _begin(self, job: Job) -> None:
         before = self.jobs.get(job.work.request)
@@ -202,16 +206,23 @@ class Engine:
     async def leases(self) -> None:
         """Keep what is ours alive, let go of what is not, and take over from engines that have gone silent."""
         while not self.life.stopping.is_set():
-            await asyncio.sleep(LEASE_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.life.stopping.wait(), LEASE_EVERY_S)
             try:
-                held = await self.group.refresh([job.entry for job in self.jobs.values()])
-                for job in [job for job in self.jobs.values() if job.entry not in held]:
-                    self.life.stats.counters["leases_lost"] += 1
-                    self._drop(job)
+                ours = list(self.jobs.values())  # before asking: what comes in meanwhile is not in the answer
+                held = await self.group.refresh([job.entry for job in ours])
+                for job in [job for job in ours if job.entry not in held]:
+                    self._lose(job)
                 await self._reissue(await self.group.stale(INTAKE))
             except BusDown as error:
                 log.warning("%s: %s", self.life.config.id, error)
             self._expire()
+
+    def _lose(self, job: Job) -> None:
+        """Somebody else has taken over; if the job has ended meanwhile, nothing is lost."""
+        if self.jobs.get(job.work.request) is job:
+            self.life.stats.counters["leases_lost"] += 1
+            self._drop(job)
 
     def _expire(self) -> None:
         now_ms = 1000 * time.time()
@@ -228,7 +239,10 @@ class Engine:
 
     async def _hand_on(self) -> None:
         """Draining: running requests go on elsewhere at once, instead of making a rollout wait for them."""
+        await self.publisher.flushed()
         jobs = list(self.jobs.values())
+        for job in jobs:
+            self._drop(job)
         items: list[tuple[str, Message]] = [(self.bus.names.work, job.handed_on(crashed=False)) for job in jobs]
         await self.group.hand_on([job.entry for job in jobs], items)
 

@@ -1,6 +1,7 @@
 """From a configuration to a serving engine: build the device, size the page pool, run the service."""
 
 import asyncio
+import os
 from collections.abc import Callable
 
 from services.engine.pages import Pages
@@ -34,6 +35,8 @@ def _scheduler(config: EngineConfig, device: Device) -> Scheduler:
 
 
 def _torch_device(config: EngineConfig) -> Device:
+    # Threads that spin while they wait for each other stand still when anything else needs their core: spin briefly.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     from services.engine.build import build  # torch takes seconds to import: the heartbeat is on its way by then
 
     return build(config)

@@ -1,6 +1,7 @@
 """The streamer's web application: the API, the WebSocket, the page, health, metrics. And its start and end."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -59,7 +60,7 @@ async def _listening(life: Life[StreamerConfig], door: Door) -> AsyncIterator[No
     """Accept clients; at the end stop accepting first, let answers end, and send WebSocket clients elsewhere."""
     config = life.config
     # Without cancellation a client that leaves during a prefill would not be noticed before the first write.
-    runner = web.AppRunner(build(door), handler_cancellation=True, access_log=None, shutdown_timeout=DRAIN_S)
+    runner = web.AppRunner(build(door), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_port=True, backlog=1024)
@@ -71,9 +72,19 @@ async def _listening(life: Life[StreamerConfig], door: Door) -> AsyncIterator[No
         yield
     finally:
         await site.stop()
-        for ws in list(door.sockets):
-            await ws.close(code=WSCloseCode.SERVICE_RESTART, message=b"resume on another streamer")
+        await _drain(door)
         await runner.cleanup()
+
+
+async def _drain(door: Door) -> None:
+    """WebSocket clients are sent elsewhere at once; plain answers have DRAIN_S to end, and are told if they do not."""
+    closing = [ws.close(code=WSCloseCode.SERVICE_RESTART, message=b"resume on another streamer") for ws in door.sockets]
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            await asyncio.gather(*closing, return_exceptions=True)
+            await door.streamer.idle()
+    for session in list(door.streamer.sessions.values()):
+        session.fail("overloaded", "this server is going down; ask again")
 
 
 def build(door: Door) -> web.Application:

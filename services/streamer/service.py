@@ -36,6 +36,7 @@ class Streamer:
         self.orphans: dict[str, asyncio.TimerHandle] = {}
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
         self.finished = asyncio.Event()  # set once the last client has been served
 
     # -- the loop --------------------------------------------------------------------------------------------------
@@ -83,10 +84,20 @@ class Streamer:
 
     def close(self, session: Session) -> None:
         """The client has its terminal event, or has left: stop serving, and stop engines from working for nobody."""
-        if self.sessions.get(session.id) is session:
-            del self.sessions[session.id]
+        self._forget(session)
         if not session.follower.ended and not (session.error and session.error.code == "superseded"):
             self.start(self._cancel(session.record, None))
+
+    def _forget(self, session: Session) -> None:
+        if self.sessions.get(session.id) is session:
+            del self.sessions[session.id]
+            self._closed.set()
+
+    async def idle(self) -> None:
+        """Wait until nobody is served."""
+        while self.sessions:
+            self._closed.clear()
+            await self._closed.wait()
 
     def cancel_choice(self, session: Session, choice: int) -> None:
         """A stop string ended a choice here, before its engine knew."""
@@ -101,8 +112,7 @@ class Streamer:
 
     def detach(self, session: Session) -> None:
         """The client's socket is gone; it may come back, here or elsewhere, until the resume window has passed."""
-        if self.sessions.get(session.id) is session:
-            del self.sessions[session.id]
+        self._forget(session)
         if session.follower.ended or session.done:
             return
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from services.up.options import Options, check_port
 from services.up.supervise import Child, Unusable, stage_child
 from shared.bus import Bus, BusDown
 from shared.config import ConfigError, MeshConfig
+from shared.host import usable_cores
 from shared.messages import Beat
 from shared.run import EXIT_FAILURE, EXIT_USAGE
 from shared.vocab import load_vocab
@@ -76,6 +77,7 @@ def _stages(options: Options, url: str) -> list[Child]:
         "HEADRACE_REDIS_URL": url,
         "HEADRACE_MODEL": options.model,
         "HEADRACE_DTYPE": options.dtype,
+        "HEADRACE_ENGINE_THREADS": str(max(1, usable_cores() // options.counts["engine"])),
         "HEADRACE_STREAMER_HOST": options.host,
         "HEADRACE_STREAMER_PORT": str(options.port),
         "HEADRACE_LOG": "info" if options.verbose else "warning",

@@ -11,24 +11,30 @@ import json
 import os
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from tests.mesh.harness import RunningMesh
+
+TROUBLE = ("takeovers", "leases_lost", "restores", "preemptions", "steps")
 
 
 async def bench(url: str, *arguments: str) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         command = [sys.executable, "-m", "services.bench", "closed", "--url", f"{url}/v1", "--json", out.name, *arguments]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        )
         await process.wait()
-        return dict(json.loads(Path(out.name).read_text()))
+        return dict(json.load(out))
 
 
 async def measure(counts: dict[str, int], *arguments: str) -> dict[str, Any]:
     env = {"HEADRACE_ENGINE_MAX_RUNNING": "256", "HEADRACE_ENGINE_TOKEN_BUDGET": "16384"}
     async with RunningMesh(counts, chain=True, env=env, one_port=True) as mesh:
-        return await bench(mesh.url, *arguments)
+        found = await bench(mesh.url, *arguments)
+        await asyncio.sleep(1.2)  # a heartbeat: what went wrong on the way
+        beats = await mesh.bus.members()
+        return found["summary"] | {name: sum(beat.counters.get(name, 0) for beat in beats) for name in TROUBLE}
 
 
 async def main() -> None:
@@ -41,13 +47,15 @@ async def main() -> None:
     load = ["--users", given.users, "--processes", given.processes]
     for n in given.streamers:
         counts = {"streamer": n, "engine": max(2, n), "tokenizer": 2}
-        found = await measure(counts, *load, "--requests", str(8 * int(given.users)), "--input-tokens", "16", "--output-tokens", "256")
-        say({"streamers": n, "cores": os.cpu_count(), **found["summary"]})
+        found = await measure(
+            counts, *load, "--requests", str(8 * int(given.users)), "--input-tokens", "16", "--output-tokens", "256"
+        )
+        say({"streamers": n, "cores": os.cpu_count(), **found})
     for n in given.tokenizers:
         counts = {"streamer": 4, "engine": 4, "tokenizer": n}
         ask = ["--requests", str(8 * int(given.users)), "--input-tokens", "1000", "--output-tokens", "1", "--text"]
         found = await measure(counts, *load, *ask)
-        say({"tokenizers": n, "cores": os.cpu_count(), **found["summary"]})
+        say({"tokenizers": n, "cores": os.cpu_count(), **found})
 
 
 def say(row: dict[str, Any]) -> None:
