@@ -50,16 +50,22 @@ class Publisher:
 
     async def work(self) -> None:
         """Send until cancelled. Raises BusDown when the broker stays away for the bus's patience."""
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            records, self._records = self._records, defaultdict(list)
-            acks, self._acks = self._acks, []
-            self._steps = 0
-            await self._send(records)
-            await self._group.ack(acks)
-            if not self._news.is_set():
-                self._idle.set()
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                await self._send_all()
+                if not self._news.is_set():
+                    self._idle.set()
+        finally:
+            self._idle.set()  # nobody waits for what will never be sent
+
+    async def _send_all(self) -> None:
+        records, self._records = self._records, defaultdict(list)
+        acks, self._acks = self._acks, []
+        self._steps = 0
+        await self._send(records)
+        await self._group.ack(acks)
 
     async def _send(self, records: dict[str, list[LogRecord]]) -> None:
         if not records:

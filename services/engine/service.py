@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from services.engine.cancels import Cancels
 from services.engine.catch_up import catch_up
 from services.engine.job import Job
-from services.engine.plan import Device, Sampled
+from services.engine.jobs import Jobs
+from services.engine.plan import Device
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
-from services.engine.sequence import Sequence
 from shared.bus import START, Bus, BusDown
 from shared.config import EngineConfig
 from shared.messages import Cancel, ErrorCode, Message, Work
@@ -36,12 +36,12 @@ class Engine:
     def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, device: Device) -> None:
         self.life, self.scheduler, self.device = life, scheduler, device
         self.bus: Bus = life.bus
-        self.jobs: dict[str, Job] = {}
         self.cancels = Cancels()
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.thread = ThreadPoolExecutor(1, "device")
-        self.news, self.freed = asyncio.Event(), asyncio.Event()
+        self.jobs = Jobs(scheduler, self.publisher, life.stats)
+        self.news = asyncio.Event()
 
     async def serve(self) -> None:
         """Run until told to stop, then hand what is unfinished to whoever comes next."""
@@ -63,7 +63,7 @@ class Engine:
     async def _wake_at_end(self) -> None:
         await self.life.stopping.wait()
         self.news.set()
-        self.freed.set()
+        self.jobs.freed.set()
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -75,66 +75,12 @@ class Engine:
                 await self.news.wait()
                 continue
             plan = self.scheduler.plan()
-            self._note_starts()
+            self.jobs.note_starts()
             sampled = await loop.run_in_executor(self.thread, self.device.run, plan)
-            self._count(plan.tokens, len(plan.rows))
-            self._report(self.scheduler.commit(sampled))
+            self.jobs.count(plan)
+            self.jobs.report(self.scheduler.commit(sampled))
             await self.publisher.room()
         await self._hand_on()
-
-    def _note_starts(self) -> None:
-        now = time.monotonic()
-        for sequence in self.scheduler.planned:
-            job = self.jobs.get(sequence.request)
-            if job is not None and not job.started_at:
-                job.started_at, job.cached_tokens = now, sequence.cached
-                self.life.stats.counters["cached_tokens"] += sequence.cached
-
-    def _count(self, tokens: int, rows: int) -> None:
-        counters = self.life.stats.counters
-        counters["steps"] += 1
-        counters["computed_tokens"] += tokens
-        counters["step_rows"] += rows
-        counters["preemptions"] = self.scheduler.preemptions
-
-    def _report(self, advanced: list[tuple[Sequence, Sampled]]) -> None:
-        """Put each new token, and each end, where its client's streamer will read it."""
-        now = time.monotonic()
-        for sequence, sampled in advanced:
-            job = self.jobs.get(sequence.request)
-            if job is None:
-                continue
-            if sequence.broken:
-                self._fail(job, "engine_crash", "the model gave no usable logits for this request")
-                continue
-            job.first_token_at = job.first_token_at or now
-            self.publisher.put(job.work.partition, job.advance(sequence.choice, sampled))
-            self.life.stats.counters["output_tokens"] += 1
-            if sequence.done:
-                self._end(job, sequence, now)
-
-    def _end(self, job: Job, sequence: Sequence, now: float) -> None:
-        if job.choices[sequence.choice].end is None:
-            self.publisher.put(job.work.partition, job.end(sequence, now))
-        if job.done:
-            self.life.stats.counters["finished"] += 1
-            self._close(job)
-
-    def _fail(self, job: Job, code: ErrorCode, text: str) -> None:
-        self.publisher.put(job.work.partition, job.fail(code, text))
-        self.life.stats.counters["cancelled" if code == "cancelled" else "failed"] += 1
-        self._close(job)
-
-    def _close(self, job: Job) -> None:
-        """Done with a job: its entry is acknowledged behind all that was said of it."""
-        self._drop(job)
-        self.publisher.ack(job.entry)
-
-    def _drop(self, job: Job) -> None:
-        if self.jobs.get(job.work.request) is job:
-            del self.jobs[job.work.request]
-            self.scheduler.cancel(job.work.request)
-        self.freed.set()
 
     # -- intake ----------------------------------------------------------------------------------------------------
 
@@ -142,8 +88,8 @@ class Engine:
         while not self.life.stopping.is_set():
             room = self.scheduler.max_running - self.scheduler.open
             if room <= 0:
-                self.freed.clear()
-                await self.freed.wait()
+                self.jobs.freed.clear()
+                await self.jobs.freed.wait()
                 continue
             try:
                 for delivery in await self.group.read(min(room, INTAKE)):
@@ -162,18 +108,18 @@ class Engine:
             await self._reissue([delivery])
 
     def _has(self, delivery: Delivery) -> bool:
-        return any(job.entry == delivery.entry for job in self.jobs.values())
+        return any(job.entry == delivery.entry for job in self.jobs.open.values())
 
     async def _begin(self, job: Job) -> None:
-        before = self.jobs.get(job.work.request)
+        before = self.jobs.open.get(job.work.request)
         if before is not None and before.epoch > job.epoch:
             self.publisher.ack(job.entry)
             return
         if before is not None:
-            self._close(before)
+            self.jobs.close(before)
         if (refusal := self._refusal(job)) is not None:
             self.publisher.put(job.work.partition, job.claim())
-            self._fail(job, *refusal)
+            self.jobs.fail(job, *refusal)
         elif not job.work.resume:
             self.publisher.put(job.work.partition, job.claim())
             self._schedule(job)
@@ -193,7 +139,7 @@ class Engine:
         return None
 
     def _schedule(self, job: Job) -> None:
-        self.jobs[job.work.request] = job
+        self.jobs.open[job.work.request] = job
         for sequence in job.sequences():
             self.scheduler.add(sequence)
         for choice in range(job.work.sampling.n):
@@ -209,7 +155,7 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.life.stopping.wait(), LEASE_EVERY_S)
             try:
-                ours = list(self.jobs.values())  # before asking: what comes in meanwhile is not in the answer
+                ours = list(self.jobs.open.values())  # before asking: what comes in meanwhile is not in the answer
                 held = await self.group.refresh([job.entry for job in ours])
                 for job in [job for job in ours if job.entry not in held]:
                     self._lose(job)
@@ -220,14 +166,14 @@ class Engine:
 
     def _lose(self, job: Job) -> None:
         """Somebody else has taken over; if the job has ended meanwhile, nothing is lost."""
-        if self.jobs.get(job.work.request) is job:
+        if self.jobs.open.get(job.work.request) is job:
             self.life.stats.counters["leases_lost"] += 1
-            self._drop(job)
+            self.jobs.drop(job)
 
     def _expire(self) -> None:
         now_ms = 1000 * time.time()
-        for job in [job for job in self.jobs.values() if now_ms > job.work.deadline_ms]:
-            self._fail(job, "deadline_exceeded", "the request's time ran out")
+        for job in [job for job in self.jobs.open.values() if now_ms > job.work.deadline_ms]:
+            self.jobs.fail(job, "deadline_exceeded", "the request's time ran out")
 
     async def _reissue(self, deliveries: list[Delivery]) -> None:
         """An entry that was in an engine before becomes a new entry: its higher id outranks whoever still has the old one."""
@@ -240,9 +186,9 @@ class Engine:
     async def _hand_on(self) -> None:
         """Draining: running requests go on elsewhere at once, instead of making a rollout wait for them."""
         await self.publisher.flushed()
-        jobs = list(self.jobs.values())
+        jobs = list(self.jobs.open.values())
         for job in jobs:
-            self._drop(job)
+            self.jobs.drop(job)
         items: list[tuple[str, Message]] = [(self.bus.names.work, job.handed_on(crashed=False)) for job in jobs]
         await self.group.hand_on([job.entry for job in jobs], items)
 
@@ -262,14 +208,14 @@ class Engine:
 
     def _hear(self, item: Cancel) -> None:
         self.cancels.hear(item)
-        job = self.jobs.get(item.request)
+        job = self.jobs.open.get(item.request)
         if job is not None and job.work.generation <= item.generation:
             self._cancel(job, item.choice)
 
     def _cancel(self, job: Job, choice: int | None) -> None:
         if choice is None:
-            self._fail(job, "cancelled", "cancelled")
+            self.jobs.fail(job, "cancelled", "cancelled")
             return
         now = time.monotonic()
         for sequence in self.scheduler.cancel(job.work.request, choice):
-            self._end(job, sequence, now)
+            self.jobs.end(job, sequence, now)

@@ -1,0 +1,78 @@
+"""The requests that this engine has open: what is said of them, and how each one ends. No I/O of its own."""
+
+import asyncio
+import time
+
+from services.engine.job import Job
+from services.engine.plan import Plan, Sampled
+from services.engine.publish import Publisher
+from services.engine.schedule import Scheduler
+from services.engine.sequence import Sequence
+from shared.messages import ErrorCode
+from shared.stats import Stats
+
+
+class Jobs:
+    """Open jobs by request. `freed` is set whenever one has left."""
+
+    def __init__(self, scheduler: Scheduler, publisher: Publisher, stats: Stats) -> None:
+        self._scheduler, self._publisher, self._stats = scheduler, publisher, stats
+        self.open: dict[str, Job] = {}
+        self.freed = asyncio.Event()
+
+    def note_starts(self) -> None:
+        """Remember when a job first took part in a step, and how much of its prompt was found computed."""
+        now = time.monotonic()
+        for sequence in self._scheduler.planned:
+            job = self.open.get(sequence.request)
+            if job is not None and not job.started_at:
+                job.started_at, job.cached_tokens = now, sequence.cached
+                self._stats.counters["cached_tokens"] += sequence.cached
+
+    def count(self, plan: Plan) -> None:
+        counters = self._stats.counters
+        counters["steps"] += 1
+        counters["computed_tokens"] += plan.tokens
+        counters["step_rows"] += len(plan.rows)
+        counters["preemptions"] = self._scheduler.preemptions
+
+    def report(self, advanced: list[tuple[Sequence, Sampled]]) -> None:
+        """Put each new token, and each end, where its client's streamer will read it."""
+        now = time.monotonic()
+        for sequence, sampled in advanced:
+            job = self.open.get(sequence.request)
+            if job is None:
+                continue
+            if sequence.broken:
+                self.fail(job, "engine_crash", "the model gave no usable logits for this request")
+                continue
+            job.first_token_at = job.first_token_at or now
+            self._publisher.put(job.work.partition, job.advance(sequence.choice, sampled))
+            self._stats.counters["output_tokens"] += 1
+            if sequence.done:
+                self.end(job, sequence, now)
+
+    def end(self, job: Job, sequence: Sequence, now: float) -> None:
+        """One choice is complete, and perhaps the whole job."""
+        if job.choices[sequence.choice].end is None:
+            self._publisher.put(job.work.partition, job.end(sequence, now))
+        if job.done:
+            self._stats.counters["finished"] += 1
+            self.close(job)
+
+    def fail(self, job: Job, code: ErrorCode, text: str) -> None:
+        self._publisher.put(job.work.partition, job.fail(code, text))
+        self._stats.counters["cancelled" if code == "cancelled" else "failed"] += 1
+        self.close(job)
+
+    def close(self, job: Job) -> None:
+        """Done with a job: its entry is acknowledged behind all that was said of it."""
+        self.drop(job)
+        self._publisher.ack(job.entry)
+
+    def drop(self, job: Job) -> None:
+        """Let go of a job without a word: it is somebody else's."""
+        if self.open.get(job.work.request) is job:
+            del self.open[job.work.request]
+            self._scheduler.cancel(job.work.request)
+        self.freed.set()
