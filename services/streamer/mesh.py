@@ -1,6 +1,6 @@
 """What the whole mesh looks like from here: processes, queues, and Prometheus metrics of every stage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -68,25 +68,19 @@ class Mesh(Collector):
             depth.add_metric((stream,), entries)
         yield up
         yield depth
-        yield from self._counters()
-        yield from self._gauges()
+        yield from self._plain(CounterMetricFamily, lambda beat: beat.counters, "since start")
+        yield from self._plain(GaugeMetricFamily, lambda beat: beat.gauges, "now")
         yield from self._histograms()
 
-    def _counters(self) -> Iterator[Metric]:
-        for name in sorted({name for beat in self.beats for name in beat.counters}):
-            family = CounterMetricFamily(f"headrace_{name}", f"{name.replace('_', ' ')} since start", labels=LABELS)
+    def _plain(
+        self, family: type[CounterMetricFamily] | type[GaugeMetricFamily], values: Callable[[Beat], dict[str, float]], when: str
+    ) -> Iterator[Metric]:
+        for name in sorted({name for beat in self.beats for name in values(beat)}):
+            metric = family(f"headrace_{name}", f"{name.replace('_', ' ')} {when}", labels=LABELS)
             for beat in self.beats:
-                if name in beat.counters:
-                    family.add_metric((beat.stage, beat.id), beat.counters[name])
-            yield family
-
-    def _gauges(self) -> Iterator[Metric]:
-        for name in sorted({name for beat in self.beats for name in beat.gauges}):
-            family = GaugeMetricFamily(f"headrace_{name}", f"{name.replace('_', ' ')} now", labels=LABELS)
-            for beat in self.beats:
-                if name in beat.gauges:
-                    family.add_metric((beat.stage, beat.id), beat.gauges[name])
-            yield family
+                if name in values(beat):
+                    metric.add_metric((beat.stage, beat.id), values(beat)[name])
+            yield metric
 
     def _histograms(self) -> Iterator[Metric]:
         for name in sorted({name for beat in self.beats for name in beat.histograms}):
