@@ -120,12 +120,24 @@ def run(stage: str, cls: type[_Config], main: Callable[[Life[_Config]], Coroutin
         log.setLevel(config.log.upper())
         log.info("%s config: %s", config.id, shown(config))
         uvloop.run(_live(stage, config, main))
-    except ConfigError as error:
-        log.error("%s: %s", stage, error)
-        sys.exit(EXIT_USAGE)
-    except BusDown as error:
-        log.error("%s: no broker at HEADRACE_REDIS_URL: %s", stage, error)
-        sys.exit(EXIT_FAILURE)
-    except BaseExceptionGroup as group:
-        log.error("%s failed", stage, exc_info=group)
-        sys.exit(EXIT_FAILURE)
+    except (ConfigError, BusDown, BaseExceptionGroup) as error:
+        sys.exit(_say(stage, error))
+
+
+def _say(stage: str, error: BaseException) -> int:
+    """One clear line where a person can do something, a traceback where we must. Returns the exit code."""
+    if (wrong := _first(error, ConfigError)) is not None:
+        log.error("%s: %s", stage, wrong)
+        return EXIT_USAGE
+    if (gone := _first(error, BusDown)) is not None:
+        log.error("%s: no broker at HEADRACE_REDIS_URL: %s", stage, gone)
+        return EXIT_FAILURE
+    log.error("%s failed", stage, exc_info=error)
+    return EXIT_FAILURE
+
+
+def _first(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    """The first exception of a kind, however deep in task groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for inner in error.exceptions if (found := _first(inner, kind)) is not None), None)
+    return error if isinstance(error, kind) else None

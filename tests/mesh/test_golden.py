@@ -46,6 +46,18 @@ async def test_together(mesh: RunningMesh) -> None:
     assert max(cached) >= 16, "no prefix was found computed"
 
 
+async def test_preempted() -> None:
+    """Pages for three requests, sixteen at once: the youngest are thrown out again and again, and nothing changes."""
+    env = {"HEADRACE_DTYPE": "float32", "HEADRACE_MAX_CONTEXT": "128", "HEADRACE_ENGINE_KV_TOKENS": "320"}
+    async with RunningMesh(env=env | {"HEADRACE_ENGINE_MAX_RUNNING": "16"}) as cramped:
+        replies = await asyncio.gather(*(answer(cramped, golden) for golden in GOLDEN))
+        for golden, reply in zip(GOLDEN, replies, strict=True):
+            check(golden, reply["choices"][0]["token_ids"])
+        await cramped.drained()
+        [engine] = [beat for beat in await cramped.bus.members() if beat.stage == "engine"]
+        assert engine.counters["preemptions"] > 0
+
+
 async def test_choices(mesh: RunningMesh) -> None:
     """n > 1 shares pages by copy on write; greedy choices are all the same."""
     golden = max(GOLDEN, key=lambda record: len(record["prompt_ids"]))
