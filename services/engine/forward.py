@@ -60,7 +60,7 @@ class Forward:
 
     @property
     def kv_bytes_per_block(self) -> int:
-        return self.pages.all[:, :, 0].nbytes
+        return self.pages.all[:, 0].nbytes
 
     def warm_up(self) -> None:
         """Run small and large steps once, on block 0, so that the first request does not pay for it."""

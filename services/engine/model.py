@@ -32,14 +32,13 @@ class Llama:
         qkv = layer.qkv(x)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
-        heads = qkv.view(len(x), -1, spec.head_dim)  # [T, H + 2K, D]
-        qk, v = heads[:, : -spec.kv_heads].float(), heads[:, -spec.kv_heads :]
+        heads = qkv.float().view(len(x), -1, spec.head_dim)  # [T, H + 2K, D]
+        qk = heads[:, : -spec.kv_heads]
         if layer.qk_norm is not None:
-            qk = layer.qk_norm(qk)
-        qk = rotate(qk, turn)
-        q, k = qk[:, : spec.heads], qk[:, spec.heads :]  # [T, H, D], [T, K, D]
-        pages.write(batch.slots, k, v)
-        out = attention(q, pages, batch)  # [T, H, D]
+            qk.copy_(layer.qk_norm(qk))
+        rotate(qk, turn)
+        pages.write(batch.slots, heads[:, spec.heads :])
+        out = attention(heads[:, : spec.heads], pages, batch)  # [T, H, D]
         return layer.out(out.reshape(len(x), -1))
 
     def mlp(self, x: Tensor, layer: Layer) -> Tensor:
@@ -53,7 +52,6 @@ def turns(positions: Tensor, frequencies: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Rotary embedding: a pair of neighbours is a complex number, its rotation one product. [T, heads, D] float32."""
-    pairs = torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * turn).flatten(-2)
+def rotate(x: Tensor, turn: Tensor) -> None:
+    """Rotary embedding in place: a pair of neighbours is a complex number. x is [T, heads, D] float32."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn)

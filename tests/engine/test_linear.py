@@ -44,9 +44,9 @@ def test_nan_stays_in_its_row() -> None:
 
 def test_chosen_uses_each_form_where_it_won() -> None:
     matrix = make(32, 64)
-    chosen = Chosen(matrix, ("int4", "int4", "int8", "float32"))
+    chosen = Chosen(matrix, ("int4", "int4", "int8", "int8", "float32"))
     kinds = [type(chosen.forms[i]).__name__ for i in range(len(MEASURED))]
-    assert kinds == ["Int4", "Int4", "Int8", "Dense"]
+    assert kinds == ["Int4", "Int4", "Int8", "Int8", "Dense"]
     x = torch.randn(200, 64)
     for tokens in (1, 2, 4, 5, 16, 17, 64, 65, 200):
         plain = x[:tokens] @ matrix.dense().t()

@@ -87,7 +87,7 @@ def test_what_a_block_held_before_is_forgotten(hub: Writer) -> None:
     prompts, tables = [IDS[:3], IDS[:19]], [[0], [1, 2, 3]]
     clean = generate(forward, prompts, tables, 8, 3)
     with torch.inference_mode():
-        forward.pages.all[:, :, : forward.pages.null].fill_(torch.nan)
+        forward.pages.all[:, : forward.pages.null].fill_(torch.nan)
     assert generate(forward, prompts, tables, 8, 3) == clean
 
 
