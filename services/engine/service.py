@@ -33,13 +33,12 @@ log = logging.getLogger("headrace")
 
 
 class Engine:
-    def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, device: Device) -> None:
-        self.life, self.scheduler, self.device = life, scheduler, device
+    def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, device: Device, thread: ThreadPoolExecutor) -> None:
+        self.life, self.scheduler, self.device, self.thread = life, scheduler, device, thread
         self.bus: Bus = life.bus
         self.cancels = Cancels()
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
-        self.thread = ThreadPoolExecutor(1, "device")
         self.jobs = Jobs(scheduler, self.publisher, life.stats)
         self.news = asyncio.Event()
 

@@ -126,7 +126,7 @@ async def _ready_and_ask(options: Options, console: Console, bus: Bus) -> None:
     url = f"http://{options.host}:{options.port}"
     console.print(f"[bold green]ready[/] in {time.monotonic() - started:.1f} s: {bus.names.model}")
     console.print(f"  chat       {url}/\n  OpenAI     {url}/v1\n  WebSocket  {url.replace('http', 'ws')}/v1/ws")
-    console.print(f"  mesh       {url}/v1/mesh   metrics {url}/metrics\n  stop with Ctrl-C")
+    console.print(f"  mesh       {url}/v1/mesh\n  metrics    {url}/metrics\n  stop with Ctrl-C")
 
 
 async def _all_ready(options: Options, bus: Bus, status: Status) -> None:
