@@ -188,6 +188,11 @@ class Bus:
 
     # -- request records -------------------------------------------------------------------------------------------
 
+    async def open(self, record: Record, ttl_s: int) -> None:
+        """A new request in one round trip: its record, then its submission. Nobody else knows its id yet."""
+        key, submit = self.names.record(record.submit.request), record.submit
+        await self.run([("SET", key, encode(record), "EX", ttl_s), ("XADD", self.names.submit, "*", FIELD, encode(submit))])
+
     async def load(self, request: str) -> Record | None:
         [packed] = await self.run([("GET", self.names.record(request))])
         return _record(packed)

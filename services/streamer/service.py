@@ -71,8 +71,7 @@ class Streamer:
         """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown."""
         session = Session(record, self.vocab)
         self.sessions[session.id] = session
-        await self.bus.save(record, self.config.keep_s, lambda _: True)
-        await self.bus.append(self.bus.names.submit, record.submit)
+        await self.bus.open(record, self.config.keep_s)
         self.life.stats.counters["requests"] += 1
         return session
 
