@@ -218,7 +218,7 @@ class ResumeFrame(Body):
     return_token_ids: bool = False
 
 
-_FRAMES: dict[object, type[Body]] = {"generate": Generate, "cancel": CancelFrame, "resume": ResumeFrame}
+_FRAMES: dict[str, type[Body]] = {"generate": Generate, "cancel": CancelFrame, "resume": ResumeFrame}
 
 
 def parse_body(cls: type[_Body], raw: bytes) -> _Body:
@@ -233,7 +233,7 @@ def parse_frame(raw: str) -> Generate | GeneratePrompt | CancelFrame | ResumeFra
     """One WebSocket frame. Raises BadRequest."""
     try:
         fields = _OBJECT.validate_json(raw)
-        kind = _FRAMES.get(fields.get("type"))
+        kind = _FRAMES.get(str(fields.get("type")))
         if kind is None:
             raise BadRequest("type must be generate, cancel or resume", "type")
         if kind is Generate and "prompt" in fields:

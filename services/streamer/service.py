@@ -69,9 +69,14 @@ class Streamer:
 
     async def open(self, record: Record) -> Session:
         """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown."""
-        session = Session(record, self.vocab)
+        session, written = Session(record, self.vocab), False
         self.sessions[session.id] = session
-        await self.bus.open(record, self.config.keep_s)
+        try:
+            await self.bus.open(record, self.config.keep_s)
+            written = True
+        finally:
+            if not written:  # no broker, or the client has left meanwhile: nobody will close this session
+                self.close(session)
         self.life.stats.counters["requests"] += 1
         return session
 
@@ -146,7 +151,7 @@ class Streamer:
 
     async def restore_all(self) -> None:
         """The broker is another than before: it may have lost anything."""
-        for stream in self.tail.positions:
+        for stream in list(self.tail.positions):  # a client may attach meanwhile
             self.tail.positions[stream] = await self.bus.last_entry(stream)
         for session in list(self.sessions.values()):
             if not session.done:

@@ -124,6 +124,8 @@ FRAMES = [
     "[]",
     "5",
     '{"type":"nope","id":"a"}',
+    '{"type":["generate"],"id":"a"}',
+    '{"type":{},"id":"a"}',
     '{"type":"generate"}',
     '{"type":"generate","id":5,"messages":[]}',
     '{"type":"generate","id":"a","messages":[]}',
