@@ -7,10 +7,11 @@ function sees the fault at that token. Run it as an engine process: python -m te
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from services.engine.plan import Plan, Sampled
+from services.engine.plan import PENDING, Plan, Sampled
 from services.engine.start import main
 from shared.config import EngineConfig
 from shared.fields import pack_ids
@@ -34,15 +35,25 @@ def expected(prompt: Sequence[int], count: int, choice: int = 0) -> list[int]:
 
 
 class ChainDevice:
-    """Pages that hold the tokens themselves. `step_s` makes a step take time, as a model would."""
+    """Pages that hold the tokens themselves. `step_s` makes a step take time, as a model would.
+
+    It works one plan ahead, as a GPU does.
+    """
 
     blocks = BLOCKS
 
     def __init__(self, block_size: int, step_s: float) -> None:
         self._size, self._step_s = block_size, step_s
         self._slots: dict[int, list[int]] = {}
+        self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
+        self._answers: deque[list[Sampled]] = deque()
 
-    def run(self, plan: Plan) -> list[Sampled]:
+    def run(self, plan: Plan) -> list[Sampled] | None:
+        if plan.rows:
+            self._answers.append(self._compute(plan))
+        return self._answers.popleft() if len(self._answers) > 1 or not plan.rows else None
+
+    def _compute(self, plan: Plan) -> list[Sampled]:
         if self._step_s:
             time.sleep(self._step_s)
         for source, target in plan.copies:
@@ -50,8 +61,10 @@ class ChainDevice:
         for row in plan.rows:
             for at, token in enumerate(row.tokens, start=row.start):
                 page = self._slots.setdefault(row.blocks[at // self._size], [0] * self._size)
-                page[at % self._size] = token
-        return [Sampled(next_token(self._context(plan, draw.row), draw.choice)) for draw in plan.draws]
+                page[at % self._size] = self._newest[row.slot] if token == PENDING else token
+        drawn = {draw.slot: next_token(self._context(plan, draw.row), draw.choice) for draw in plan.draws}
+        self._newest |= drawn
+        return [Sampled(token) for token in drawn.values()]
 
     def _context(self, plan: Plan, at: int) -> list[int]:
         row = plan.rows[at]

@@ -13,6 +13,7 @@ from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
 from services.engine.plan import Draw, Plan, Row, Sampled
+from services.engine.sample import Histories
 from services.engine.weights import Maker, load
 from shared.messages import Sampling
 
@@ -56,6 +57,7 @@ class Forward:
             self.model = Llama(self.spec, load(checkpoint, make, make_head, kind))
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
+        self.histories = Histories()
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
 
     @property
@@ -79,4 +81,4 @@ class Forward:
             step = batch.build(plan, self.pages.block_size, self.pages.null, self.pages.all.dtype)
             self.pages.begin(step.begun)
             logits = self.model(step, self.pages)
-            return sample.sample(logits, step.draw_row, plan.draws) if plan.draws else []
+            return sample.sample(logits, step.draw_row, plan.draws, self.histories) if plan.draws else []

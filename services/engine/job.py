@@ -6,18 +6,21 @@ from services.engine.plan import Sampled
 from services.engine.sequence import Sequence
 from shared.blocks import HASH_BYTES
 from shared.fields import Epoch, pack_ids, unpack_ids
-from shared.messages import Claim, End, ErrorCode, Fail, Logprob, Tokens, Work
+from shared.messages import Claim, End, ErrorCode, Fail, Tokens, Work
 from shared.tokenlog import Choice, entry_epoch
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """Times are seconds of a monotonic clock. `choices` are the outputs as we have written them to the log."""
+    """Times are seconds of a monotonic clock. `choices` are the outputs so far; `untold` says, for each choice that has tokens
+    which no record tells yet, where these begin: the number of tokens before them and their digest.
+    """
 
     work: Work
     entry: str
     taken_at: float
     choices: list[Choice] = field(default_factory=list)
+    untold: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     started_at: float = 0.0
     first_token_at: float = 0.0
     cached_tokens: int = 0
@@ -63,21 +66,30 @@ class Job:
     def fail(self, code: ErrorCode, text: str) -> Fail:
         return Fail(request=self.work.request, epoch=self.epoch, code=code, text=text)
 
-    def advance(self, choice: int, sampled: Sampled) -> Tokens:
-        """The record of one drawn token; from here on the token counts as written."""
-        output, packed = self.choices[choice], pack_ids([sampled.token])
-        logprobs: tuple[Logprob, ...] | None = None if sampled.logprob is None else (sampled.logprob,)
-        record = Tokens(
+    def advance(self, choice: int, sampled: Sampled) -> None:
+        """Take one drawn token, to be told with the next record."""
+        output = self.choices[choice]
+        if choice not in self.untold:
+            self.untold[choice] = len(output.ids), output.hash.digest()
+        output.extend(pack_ids([sampled.token]), () if sampled.logprob is None else (sampled.logprob,))
+
+    def tell(self, choice: int) -> tuple[Tokens, ...]:
+        """The record of all tokens of a choice that none tells yet, if there are any."""
+        if choice not in self.untold:
+            return ()
+        output, (first, digest) = self.choices[choice], self.untold.pop(choice)
+        logprobs = tuple(output.logprobs[first:]) if self.work.sampling.logprobs is not None else None
+        record = Tokens.model_construct(  # our own values: readers validate, writers need not
             request=self.work.request,
             epoch=self.epoch,
             choice=choice,
-            first=len(output.ids),
-            digest=output.hash.digest(),
-            ids=packed,
+            first=first,
+            digest=digest,
+            ids=pack_ids(output.ids[first:]),
             logprobs=logprobs,
+            kind="tokens",
         )
-        output.extend(packed)
-        return record
+        return (record,)
 
     def end(self, sequence: Sequence, now: float) -> End:
         output = self.choices[sequence.choice]

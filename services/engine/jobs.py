@@ -20,8 +20,11 @@ class Jobs:
         self.open: dict[str, Job] = {}
         self.freed = asyncio.Event()
 
-    def note_starts(self) -> None:
-        """Remember when a job first took part in a step, and how much of its prompt was found computed."""
+    def note_starts(self, plan: Plan) -> None:
+        """Count a step, and remember when a job first took part in one and how much of its prompt was found computed."""
+        if not plan.rows:
+            return
+        self._count(plan)
         now = time.monotonic()
         for sequence in self._scheduler.planned:
             job = self.open.get(sequence.request)
@@ -29,7 +32,7 @@ class Jobs:
                 job.started_at, job.cached_tokens = now, sequence.cached
                 self._stats.counters["cached_tokens"] += sequence.cached
 
-    def count(self, plan: Plan) -> None:
+    def _count(self, plan: Plan) -> None:
         counters = self._stats.counters
         counters["steps"] += 1
         counters["computed_tokens"] += plan.tokens
@@ -47,7 +50,8 @@ class Jobs:
                 self.fail(job, "engine_crash", "the model gave no usable logits for this request")
                 continue
             job.first_token_at = job.first_token_at or now
-            self._publisher.put(job.work.partition, job.advance(sequence.choice, sampled))
+            job.advance(sequence.choice, sampled)
+            self._publisher.grow(job, sequence.choice)
             self._stats.counters["output_tokens"] += 1
             if sequence.done:
                 self.end(job, sequence, now)
@@ -55,7 +59,7 @@ class Jobs:
     def end(self, job: Job, sequence: Sequence, now: float) -> None:
         """One choice is complete, and perhaps the whole job."""
         if job.choices[sequence.choice].end is None:
-            self._publisher.put(job.work.partition, job.end(sequence, now))
+            self._publisher.put(job.work.partition, *job.tell(sequence.choice), job.end(sequence, now))
         if job.done:
             self._stats.counters["finished"] += 1
             self.close(job)

@@ -5,17 +5,22 @@ from typing import Protocol
 
 from shared.messages import Logprob, Sampling
 
+PENDING = -1  # a token that is drawn but not told yet: the device has it
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One sequence's share of a merge step: `tokens` at positions `start` onward, over the blocks of its block table.
 
-    A decode row has one token; a prefill row a chunk of them. `blocks` covers positions 0 to start + len(tokens) - 1.
+    A decode row has one token, which may be PENDING: the newest one drawn for `slot`. A prefill row has a chunk of known
+    ones. `blocks` covers positions 0 to start + len(tokens) - 1; the first `told` of them are as in the slot's last row.
     """
 
     tokens: tuple[int, ...]
     start: int
     blocks: tuple[int, ...]
+    slot: int = 0
+    told: int = 0
 
     @property
     def end(self) -> int:
@@ -26,9 +31,10 @@ class Row:
 class Draw:
     """One token to sample, from the logits of the last position of row `row`; several draws may share a row (n > 1).
 
-    `position` counts output tokens, so noise is keyed by (sampling.seed, choice, position) whatever engine draws.
-    `prompt` and `output` are the tokens so far where a penalty needs them, else empty. `allow_stop` is False while fewer
-    than min_tokens tokens are out: stop ids are then masked.
+    `slot` is the drawing sequence's place, from 0, which it keeps while it runs. `position` counts output tokens, so noise
+    is keyed by (sampling.seed, choice, position) whatever engine draws. `begins` marks the first draw of a slot's sequence:
+    then, where a penalty needs them, `prompt` and `output` are the tokens so far; from there on the device remembers what it
+    draws. `allow_stop` is False while fewer than min_tokens tokens are out: stop ids are then masked.
     """
 
     row: int
@@ -38,6 +44,8 @@ class Draw:
     prompt: tuple[int, ...]
     output: tuple[int, ...]
     allow_stop: bool
+    slot: int = 0
+    begins: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +70,14 @@ class Sampled:
 
 
 class Device(Protocol):
-    """What runs plans. Called from one thread; `blocks` is the size of its page pool, block 0 included."""
+    """What runs plans, in order. Called from one thread; `blocks` is the size of its page pool, block 0 included."""
 
     blocks: int
 
-    def run(self, plan: Plan) -> list[Sampled]:
-        """One answer per draw, in order."""
+    def run(self, plan: Plan) -> list[Sampled] | None:
+        """Start a plan. Returns the answers, one per draw in order, to the oldest plan that has none yet.
+
+        A device that works ahead returns None while it may be given one more plan before those answers are needed; a plan
+        without rows starts nothing and always waits for the oldest answers.
+        """
         ...

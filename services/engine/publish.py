@@ -1,11 +1,14 @@
 """What the engine has to say, in order: one XADD per partition for all that a step (or several, if we lag) produced.
 
+Tokens become records only when they are sent, so the tokens of several steps of a choice are one record: the less time
+there is, the less a token costs.
 An acknowledgement goes out behind the records that were put before it, never earlier.
 """
 
 import asyncio
 from collections import defaultdict
 
+from services.engine.job import Job
 from shared.bus import FIELD, Bus, entry_order
 from shared.codec import encode
 from shared.messages import LogRecord, Step
@@ -19,6 +22,7 @@ class Publisher:
     def __init__(self, bus: Bus, group: Group, keep_s: int) -> None:
         self._bus, self._group, self._keep_s = bus, group, keep_s
         self._records: dict[str, list[LogRecord]] = defaultdict(list)
+        self._growing: dict[tuple[str, int], Job] = {}  # (request, choice) with tokens to tell, behind the records
         self._acks: list[str] = []
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
@@ -29,6 +33,11 @@ class Publisher:
 
     def put(self, partition: str, *records: LogRecord) -> None:
         self._records[partition] += records
+        self._wake()
+
+    def grow(self, job: Job, choice: int) -> None:
+        """A choice of a job has new tokens."""
+        self._growing[job.work.request, choice] = job
         self._wake()
 
     def ack(self, entry: str) -> None:
@@ -62,6 +71,10 @@ class Publisher:
 
     async def _send_all(self) -> None:
         records, self._records = self._records, defaultdict(list)
+        growing, self._growing = self._growing, {}
+        for (_, choice), job in growing.items():
+            if told := job.tell(choice):
+                records[job.work.partition] += told
         acks, self._acks = self._acks, []
         self._steps = 0
         await self._send(records)

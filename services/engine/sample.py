@@ -18,8 +18,31 @@ from shared.messages import Logprob, Sampling
 CANDIDATES = 128  # so many of the largest logits are sorted first; all of them only where that is not enough
 
 
-def sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...]) -> list[Sampled]:
+class Histories:
+    """What penalties count: the tokens so far of each slot whose sequence has a penalty, as (prompt, output)."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, tuple[list[int], list[int]]] = {}
+
+    def of(self, draw: Draw) -> tuple[list[int], list[int]]:
+        if draw.begins:
+            self._of[draw.slot] = (list(draw.prompt), list(draw.output))
+        return self._of[draw.slot]
+
+    def note(self, draws: tuple[Draw, ...], answers: list[Sampled]) -> None:
+        for draw, answer in zip(draws, answers, strict=True):
+            if _penalized(draw.sampling):
+                self._of[draw.slot][1].append(answer.token)
+
+
+def sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...], histories: Histories) -> list[Sampled]:
     """One answer per draw, from row draw_row[i] of logits [rows, vocab] float32. Token -1: they were not finite."""
+    answers = _sample(logits, draw_row, draws, histories)
+    histories.note(draws, answers)
+    return answers
+
+
+def _sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...], histories: Histories) -> list[Sampled]:
     if all(_is_plain(draw) for draw in draws):
         largest = logits.argmax(1)  # which is where a NaN is, if there is one
         found = logits.gather(1, largest.unsqueeze(1)).squeeze(1)
@@ -29,7 +52,7 @@ def sample(logits: Tensor, draw_row: Tensor, draws: tuple[Draw, ...]) -> list[Sa
     sound = raw.amax(1).isfinite()
     if not sound.all():
         raw = raw.masked_fill(~sound.unsqueeze(1), 0)
-    tokens = _pick(_edited(raw, draws), draws)
+    tokens = _pick(_edited(raw, draws, histories), draws)
     reports = [_logprob(row, token, draw.sampling) for row, token, draw in zip(raw, tokens, draws, strict=True)]
     answers = zip(tokens, reports, sound.tolist(), strict=True)
     return [Sampled(token, report) if good else Sampled(-1) for token, report, good in answers]
@@ -39,31 +62,35 @@ def _is_plain(draw: Draw) -> bool:
     return draw.sampling.temperature == 0 and draw.sampling.logprobs is None and not _has_edits(draw)
 
 
+def _penalized(s: Sampling) -> bool:
+    return s.repetition_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
+
+
 def _has_edits(draw: Draw) -> bool:
     s = draw.sampling
-    penalized = s.repetition_penalty != 1 or s.frequency_penalty != 0 or s.presence_penalty != 0
-    return penalized or bool(s.logit_bias) or not (draw.allow_stop or not s.stop_ids)
+    return _penalized(s) or bool(s.logit_bias) or not (draw.allow_stop or not s.stop_ids)
 
 
-def _edited(raw: Tensor, draws: tuple[Draw, ...]) -> Tensor:
+def _edited(raw: Tensor, draws: tuple[Draw, ...], histories: Histories) -> Tensor:
     if not any(_has_edits(draw) for draw in draws):
         return raw
     edited = raw.clone()
     for row, draw in zip(edited, draws, strict=True):
         if _has_edits(draw):
-            _edit(row, draw)
+            _edit(row, draw, histories)
     return edited
 
 
-def _edit(row: Tensor, draw: Draw) -> None:
+def _edit(row: Tensor, draw: Draw, histories: Histories) -> None:
     """Penalties, bias and stop mask on one row [vocab], in place."""
     s = draw.sampling
+    prompt, output = histories.of(draw) if _penalized(s) else ([], [])
     if s.repetition_penalty != 1:
-        seen = torch.from_numpy(np.unique(np.array(draw.prompt + draw.output, dtype=np.int64)))
+        seen = torch.from_numpy(np.unique(np.array(prompt + output, dtype=np.int64)))
         values = row[seen]
         row[seen] = torch.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
     if s.frequency_penalty or s.presence_penalty:
-        ids, counts = np.unique(np.array(draw.output, dtype=np.int64), return_counts=True)
+        ids, counts = np.unique(np.array(output, dtype=np.int64), return_counts=True)
         row[torch.from_numpy(ids)] -= torch.from_numpy(s.frequency_penalty * counts + s.presence_penalty).float()
     for token, bias in s.logit_bias:
         row[token : token + 1] += bias  # a slice: a token that the vocabulary lacks changes nothing

@@ -3,14 +3,20 @@
 There are no phases. A step hands out a token budget so that each sequence's `computed` catches up with its `total`: decode,
 chunked prefill, prefix hits, resumption and preemption are the same arithmetic. Sequences that owe one token come first, so
 decode is never starved by prefill, and the budget bounds a step's time.
+
+Several plans may be in flight. A drawn token counts into `total` at once and is told by `commit`, in the order of the plans;
+that a token was a stop is found then, so its sequence may have a row too many in the plans behind. Pages that are released
+meanwhile may be handed out again: the device runs plans in order, so a late row writes before their new owner does.
 """
 
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from heapq import heappop, heappush
 
+from services.engine.flight import Flight, Share, take_draw, take_row
 from services.engine.pages import NoPages, Pages
 from services.engine.plan import Draw, Plan, Row, Sampled
 from services.engine.sequence import Sequence
@@ -18,30 +24,34 @@ from shared.blocks import extend
 from shared.fields import pack_ids
 
 
-@dataclass(slots=True)
-class _Share:
-    """What one sequence gets of a step being planned."""
-
-    sequence: Sequence
-    chunk: int
-    copy: tuple[int, int] | None = None
-
-
 class Scheduler:
-    def __init__(self, pages: Pages, token_budget: int, max_running: int) -> None:
+    """`token_budget` is for steps in which somebody decodes, `prefill_budget` for steps in which nobody waits for a token."""
+
+    def __init__(self, pages: Pages, token_budget: int, max_running: int, prefill_budget: int = 0) -> None:
         if token_budget < max_running:
             raise ValueError("the token budget must hold one token of every running sequence")
         self.pages, self.token_budget, self.max_running = pages, token_budget, max_running
+        self.prefill_budget = max(prefill_budget, token_budget)
         self.running: list[Sequence] = []  # in order of arrival
         self.waiting: deque[Sequence] = deque()
-        self.planned: list[Sequence] = []  # the sequences of the newest plan's rows
-        self._draws: list[tuple[Sequence, int]] = []  # and of its draws, with how many forks come before
+        self._flights: deque[Flight] = deque()
+        self._slots = list(range(max_running))  # a heap of the free ones: those in use lie close together
         self._arrivals = 0
         self.preemptions = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or self.waiting or self._flights)
+
+    @property
+    def in_flight(self) -> int:
+        """Plans that are not committed yet."""
+        return len(self._flights)
+
+    @property
+    def planned(self) -> tuple[Sequence, ...]:
+        """The sequences of the newest plan's rows."""
+        return self._flights[-1].planned if self._flights else ()
 
     @property
     def open(self) -> int:
@@ -68,22 +78,25 @@ class Scheduler:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.running:
+            heappush(self._slots, sequence.slot)
         self.pages.release(sequence.blocks)
         sequence.blocks = []
-        sequence.running = False
-        sequence.cached = sequence.computed = sequence.published = 0
+        sequence.running = sequence.begun = False
+        sequence.cached = sequence.computed = sequence.published = sequence.told = 0
 
     # -- planning --------------------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
-        """Decide the next step. An empty plan means that nothing can be computed now."""
-        budget = self.token_budget
-        shares: list[_Share] = []
+        """Decide the next step. One without rows means that nothing can be computed now; it is never committed."""
+        decoding = any(sequence.owed == 1 and sequence.begun for sequence in self.running)
+        budget = self.token_budget if decoding else self.prefill_budget
+        shares: list[Share] = []
         for sequence in self._by_need():
             chunk = min(sequence.owed, budget)
-            if not chunk or not sequence.running:
+            if not chunk or not sequence.running or sequence.certain_end:
                 continue
-            share = _Share(sequence, chunk)
+            share = Share(sequence, chunk)
             if self._grow(share):
                 shares.append(share)
                 budget -= chunk
@@ -104,7 +117,7 @@ class Scheduler:
         if not self.waiting:
             return None
         sequence = self.waiting[0]
-        if self._places() < 1 + sequence.unforked:
+        if sequence.pending or self._places() < 1 + sequence.unforked:
             return None
         found = self.pages.match(sequence.hashes[: (sequence.total - 1) // self.pages.block_size])
         needed = self.pages.blocks_for(sequence.total + 1) - len(found)
@@ -116,14 +129,14 @@ class Scheduler:
         sequence.blocks = found
         sequence.cached = sequence.computed = len(found) * self.pages.block_size
         sequence.published = len(found)
-        sequence.running = True
+        sequence.running, sequence.slot = True, heappop(self._slots)
         insort(self.running, sequence, key=lambda other: other.arrival)
         return sequence
 
     def _places(self) -> int:
         return self.max_running - sum(1 + sequence.unforked for sequence in self.running)
 
-    def _grow(self, share: "_Share") -> bool:
+    def _grow(self, share: Share) -> bool:
         """Make the pages of a share writable, preempting the youngest if need be. False: it was preempted itself."""
         sequence = share.sequence
         try:
@@ -134,7 +147,7 @@ class Scheduler:
             return False
         return True
 
-    def _unshare(self, share: "_Share") -> None:
+    def _unshare(self, share: Share) -> None:
         """Copy on write: the block that the next token goes to may still be read by another sequence."""
         blocks, at = share.sequence.blocks, share.sequence.computed // self.pages.block_size
         if at < len(blocks) and self.pages.shared(blocks[at]):
@@ -142,6 +155,7 @@ class Scheduler:
             share.copy = (blocks[at], mine)
             self.pages.release([blocks[at]])
             blocks[at] = mine
+            share.sequence.told = min(share.sequence.told, at)
 
     def _allocate(self, sequence: Sequence) -> int:
         while True:
@@ -160,50 +174,41 @@ class Scheduler:
         self.waiting.appendleft(sequence)
         self.preemptions += 1
 
-    def _freeze(self, shares: list["_Share"]) -> Plan:
+    def _freeze(self, shares: list[Share]) -> Plan:
+        if not shares:
+            return Plan((), (), ())
         shares.sort(key=lambda share: share.chunk > 1)
         rows: list[Row] = []
         draws: list[Draw] = []
-        self.planned, self._draws = [share.sequence for share in shares], []
+        drawing: list[Sequence] = []
         for share in shares:
-            sequence, end = share.sequence, share.sequence.computed + share.chunk
-            blocks = tuple(sequence.blocks[: self.pages.blocks_for(end)])
-            rows.append(Row(tuple(sequence.tokens[sequence.computed : end]), sequence.computed, blocks))
-            sequence.computed = end
-            if end == sequence.total:
-                draws += self._draws_of(sequence, len(rows) - 1)
+            rows.append(take_row(share, self.pages.block_size))
+            if share.sequence.computed == share.sequence.total:
+                mine = self._drawing(share.sequence)
+                drawing += mine
+                draws += [take_draw(sequence, len(rows) - 1) for sequence in mine]
+        self._flights.append(Flight(tuple(share.sequence for share in shares), tuple(drawing)))
         return Plan(tuple(rows), tuple(draws), tuple(share.copy for share in shares if share.copy is not None))
 
-    def _draws_of(self, sequence: Sequence, row: int) -> list[Draw]:
-        history = sequence.penalized
-        first = Draw(
-            row=row,
-            choice=sequence.choice,
-            position=sequence.output_length,
-            sampling=sequence.sampling,
-            prompt=tuple(sequence.tokens[: sequence.prompt_length]) if history else (),
-            output=tuple(sequence.output) if history else (),
-            allow_stop=sequence.output_length + 1 >= sequence.sampling.min_tokens,
-        )
-        choices = range(1 + sequence.unforked)
-        self._draws += [(sequence, nth) for nth in choices]
-        return [first, *(replace(first, choice=sequence.choice + nth) for nth in choices[1:])]
+    def _drawing(self, leader: Sequence) -> list[Sequence]:
+        """Who draws from a row: its sequence, and the choices that part from it here, sharing all of its pages."""
+        twins = [self._fork(leader, nth) for nth in range(1, 1 + leader.unforked)]
+        leader.unforked = 0
+        return [leader, *twins]
 
     # -- folding the answer back -----------------------------------------------------------------------------------
 
     def commit(self, sampled: Seq[Sampled]) -> list[tuple[Sequence, Sampled]]:
-        """Take the newest plan's tokens. Returns each sequence that advanced, forks included, with its token."""
-        for sequence in self.planned:
+        """Take the tokens of the oldest plan in flight. Returns each sequence that advanced with its token."""
+        flight = self._flights.popleft()
+        for sequence in flight.planned:
             self._publish(sequence)
-        drawn = [(pair, token) for pair, token in zip(self._draws, sampled, strict=True) if not pair[0].done]
-        # Forks first: they start from their leader as it was before it advances.
-        advanced = [(self._fork(leader, nth) if nth else leader, token) for (leader, nth), token in drawn]
-        for sequence, token in advanced:
+        drawn = [pair for pair in zip(flight.drawing, sampled, strict=True) if not pair[0].done]
+        for sequence, token in drawn:
             self._advance(sequence, token)
-        return advanced
+        return drawn
 
     def _advance(self, sequence: Sequence, sampled: Sampled) -> None:
-        sequence.unforked = 0
         if sampled.token < 0:
             sequence.broken = True
         else:
@@ -221,6 +226,8 @@ class Scheduler:
             hashes=list(leader.hashes),
             blocks=list(leader.blocks),
             unforked=0,
+            told=0,
+            slot=heappop(self._slots),
         )
         self.pages.take(twin.blocks)
         self.running.insert(self.running.index(leader) + nth, twin)
@@ -229,7 +236,7 @@ class Scheduler:
     def _publish(self, sequence: Sequence) -> None:
         """Tell the pool of blocks that have become full, extending the hash chain over the output."""
         size = self.pages.block_size
-        full = sequence.computed // size if sequence.blocks else 0
+        full = min(sequence.computed, len(sequence.tokens)) // size if sequence.blocks else 0
         for at in range(sequence.published, full):
             if at == len(sequence.hashes):
                 parent = sequence.hashes[-1] if sequence.hashes else sequence.root

@@ -2,7 +2,8 @@
 
     cached <= computed <= total <= limit
 
-`cached` were found computed at admission, `computed` have keys and values in pages, `total` are known (prompt and output).
+`cached` were found computed at admission, `computed` have keys and values in pages (or will, when the plans in flight have
+run), `total` are prompt and output. The last `pending` of these are drawn in plans in flight: nobody here knows them yet.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +23,11 @@ class Sequence:
     root: bytes  # parent of the first block's hash
     unforked: int = 0  # choices that start as copies of this one, once its prompt is computed
     arrival: int = 0
-    running: bool = False  # holds pages and takes part in steps; else it waits, or has left
+    running: bool = False  # holds pages and a slot, and takes part in steps; else it waits, or has left
+    slot: int = -1  # its place on the device while it runs
+    told: int = 0  # blocks that the device has been told of
+    begun: bool = False  # a token has been drawn for it in this slot
+    pending: int = 0
     cached: int = 0
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -32,7 +37,7 @@ class Sequence:
 
     @property
     def total(self) -> int:
-        return len(self.tokens)
+        return len(self.tokens) + self.pending
 
     @property
     def owed(self) -> int:
@@ -44,8 +49,9 @@ class Sequence:
         return self.total - self.prompt_length
 
     @property
-    def output(self) -> list[int]:
-        return self.tokens[self.prompt_length :]
+    def certain_end(self) -> bool:
+        """The last token it may have is drawn: nothing is left to compute."""
+        return self.total >= self.limit
 
     @property
     def done(self) -> bool:
@@ -57,11 +63,12 @@ class Sequence:
         return bool(sampling.frequency_penalty or sampling.presence_penalty) or sampling.repetition_penalty != 1.0
 
     def append(self, token: int) -> None:
-        """Take one drawn token, and notice the end."""
+        """Take the oldest pending token, and notice the end."""
+        self.pending -= 1
         self.tokens.append(token)
-        if token in self.sampling.stop_ids and self.output_length >= self.sampling.min_tokens:
+        if token in self.sampling.stop_ids and len(self.tokens) - self.prompt_length >= self.sampling.min_tokens:
             self.finish = "stop"
-        elif self.total >= self.limit:
+        elif len(self.tokens) >= self.limit:
             self.finish = "length"
 
     def check(self) -> None:

@@ -1,7 +1,8 @@
 """The engine's service: work in, merge steps on the device, tokens out. The only file here that knows asyncio and the bus.
 
 Four tasks: *intake* takes work and gives it to the scheduler, *steps* plans, runs and commits, *leases* keeps (or loses)
-what is ours, *control* hears cancellations. The device works in one thread of its own; the event loop never waits for it.
+what is ours, *control* hears cancellations. The device works in one thread of its own; the event loop never waits for it,
+and a device that works ahead never waits for the loop: step k+1 runs while step k is committed and published.
 """
 
 import asyncio
@@ -69,15 +70,15 @@ class Engine:
     async def steps(self) -> None:
         loop = asyncio.get_running_loop()
         while not self.life.stopping.is_set():
-            if not self.scheduler.busy:
+            plan = self.scheduler.plan()
+            if not plan.rows and not self.scheduler.in_flight:
                 self.news.clear()
                 await self.news.wait()
                 continue
-            plan = self.scheduler.plan()
-            self.jobs.note_starts()
+            self.jobs.note_starts(plan)
             sampled = await loop.run_in_executor(self.thread, self.device.run, plan)
-            self.jobs.count(plan)
-            self.jobs.report(self.scheduler.commit(sampled))
+            if sampled is not None:
+                self.jobs.report(self.scheduler.commit(sampled))
             await self.publisher.room()
         await self._hand_on()
 

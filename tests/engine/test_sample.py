@@ -23,7 +23,7 @@ def draw(prompt: tuple[int, ...] = (), output: tuple[int, ...] = (), *, stop: bo
 
 def sample(logits: Tensor, *draws: Draw) -> list[Sampled]:
     rows = torch.arange(len(draws)) if len(logits) > 1 else torch.zeros(len(draws), dtype=torch.int64)
-    return sampling.sample(logits, rows, draws)
+    return sampling.sample(logits, rows, draws, sampling.Histories())
 
 
 def one_row(vocab: int, seed: int = 0) -> Tensor:

@@ -16,6 +16,7 @@ PURE = [
     "services.engine.pages",
     "services.engine.sequence",
     "services.engine.plan",
+    "services.engine.flight",
     "services.engine.schedule",
     "services.engine.job",
     "services.engine.spec",

@@ -5,13 +5,14 @@ row finds exactly its own past in its block table. A page that is reused too ear
 seen at once.
 """
 
+from collections import deque
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.pages import Pages
-from services.engine.plan import Plan, Sampled
+from services.engine.plan import PENDING, Plan, Sampled
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
 from shared.blocks import chain
@@ -23,20 +24,39 @@ ROOT = b"root"
 
 
 class Device:
-    """Pages whose content is the token computed at each slot; the next token is a function of the whole context."""
+    """Pages whose content is the token computed at each slot; the next token is a function of the whole context.
 
-    def __init__(self) -> None:
+    It works `ahead` plans ahead: so many may be run before the answers to the first one are needed. Of a block table it
+    keeps what it was told before, and believes nothing twice.
+    """
+
+    def __init__(self, ahead: int = 0) -> None:
         self.slots: dict[tuple[int, int], int] = {}
+        self.ahead = ahead
+        self.answers: deque[list[Sampled]] = deque()
+        self.newest: dict[int, int] = {}  # the token drawn last, by slot
+        self.tables: dict[int, list[int]] = {}
 
-    def run(self, plan: Plan) -> list[Sampled]:
+    def run(self, plan: Plan) -> list[Sampled] | None:
+        if plan.rows:
+            self.answers.append(self._compute(plan))
+        return self.answers.popleft() if len(self.answers) > self.ahead or not plan.rows else None
+
+    def _compute(self, plan: Plan) -> list[Sampled]:
         for source, target in plan.copies:
             for slot in range(BLOCK):
                 self.slots[target, slot] = self.slots.get((source, slot), -1)
         for row in plan.rows:
+            table = self.tables.setdefault(row.slot, [])
+            table[row.told :] = row.blocks[row.told :]
+            assert tuple(table) == row.blocks, "the device was not told of a block"
             for at, token in enumerate(row.tokens, start=row.start):
-                self.slots[row.blocks[at // BLOCK], at % BLOCK] = token
+                self.slots[table[at // BLOCK], at % BLOCK] = self.newest[row.slot] if token == PENDING else token
         contexts = [tuple(self.slots[row.blocks[at // BLOCK], at % BLOCK] for at in range(row.end)) for row in plan.rows]
-        return [Sampled(next_token(contexts[draw.row], draw.choice)) for draw in plan.draws]
+        drawn = {draw.slot: next_token(contexts[draw.row], draw.choice) for draw in plan.draws}
+        assert len(drawn) == len(plan.draws), "two draws have one slot"
+        self.newest |= drawn
+        return [Sampled(token) for token in drawn.values()]
 
 
 def next_token(context: tuple[int, ...], choice: int) -> int:
@@ -50,6 +70,11 @@ def expected(prompt: list[int], choice: int, limit: int, stop: int, min_tokens: 
         if tokens[-1] == stop and len(tokens) - len(prompt) >= min_tokens:
             break
     return tokens[len(prompt) :]
+
+
+def commit(scheduler: Scheduler, device: Device, plan: Plan) -> list[tuple[Sequence, Sampled]]:
+    answers = device.run(plan) if plan.rows or device.answers else None
+    return scheduler.commit(answers) if answers is not None else []
 
 
 request = st.tuples(
@@ -77,10 +102,10 @@ def sequence_of(name: str, prompt: list[int], out: int, n: int, min_tokens: int)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(request, min_size=1, max_size=12), st.integers(12, 40), st.integers(9, 24))
-def test_random_traffic(requests: list, blocks: int, budget: int) -> None:  # type: ignore[type-arg]
+@given(st.lists(request, min_size=1, max_size=12), st.integers(12, 40), st.integers(9, 24), st.integers(0, 2))
+def test_random_traffic(requests: list, blocks: int, budget: int, ahead: int) -> None:  # type: ignore[type-arg]
     pages = Pages(blocks, BLOCK)
-    scheduler, device = Scheduler(pages, budget, max_running=9), Device()
+    scheduler, device = Scheduler(pages, budget, max_running=9, prefill_budget=2 * budget), Device(ahead)
     outputs: dict[tuple[str, int], list[int]] = {}
     cancelled: set[str] = set()
     arrivals: dict[str, int] = {}
@@ -95,10 +120,10 @@ def test_random_traffic(requests: list, blocks: int, budget: int) -> None:  # ty
         if step > 20 and not scheduler.busy:
             break
         plan = scheduler.plan()
-        assert plan.tokens <= budget
+        assert plan.tokens <= (budget if not all(draw.begins for draw in plan.draws) else 2 * budget)
         assert [len(row.tokens) > 1 for row in plan.rows] == sorted(len(row.tokens) > 1 for row in plan.rows)
-        assert plan.rows or not scheduler.busy, "busy, yet nothing can be computed"
-        for sequence, sampled in scheduler.commit(device.run(plan)):
+        assert plan.rows or device.answers or not scheduler.busy, "busy, yet nothing can be computed"
+        for sequence, sampled in commit(scheduler, device, plan):
             outputs.setdefault((sequence.request, sequence.choice), []).append(sampled.token)
     assert not scheduler.busy, "somebody starved"
     assert pages.free == blocks - 1, "a page leaked"
@@ -130,11 +155,11 @@ def test_decode_is_not_starved_by_prefill() -> None:
     scheduler, device = Scheduler(Pages(400, BLOCK), token_budget=16, max_running=16), Device()
     for name in range(8):
         scheduler.add(sequence_of(f"short{name}", [name], 40, 1, 40))
-    scheduler.commit(device.run(scheduler.plan()))
+    commit(scheduler, device, scheduler.plan())
     for name in range(4):
         scheduler.add(sequence_of(f"long{name}", list(range(200)), 4, 1, 4))
     for _ in range(30):
-        advanced = {s.request for s, _ in scheduler.commit(device.run(scheduler.plan()))}
+        advanced = {s.request for s, _ in commit(scheduler, device, scheduler.plan())}
         assert {f"short{name}" for name in range(8)} <= advanced
 
 
@@ -144,5 +169,5 @@ def test_first_come_first_served() -> None:
         scheduler.add(sequence_of(str(name), [name] * 20, 4, 1, 4))
     order: list[str] = []
     while scheduler.busy:
-        order += [s.request for s, _ in scheduler.commit(device.run(scheduler.plan())) if s.done]
+        order += [s.request for s, _ in commit(scheduler, device, scheduler.plan()) if s.done]
     assert all(int(a) <= int(b) for a, b in pairwise(order))
