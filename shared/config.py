@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from shared.fields import MAX_CHOICES
+from shared.shapes import SHAPES
 
 PREFIX = "HEADRACE_"
 STAGES = ("tokenizer", "engine", "streamer")
@@ -39,6 +40,7 @@ class MeshConfig(BaseModel):
     id: Annotated[str, Field(min_length=1, max_length=48, pattern=r"^[A-Za-z0-9_.-]+$")]
     redis_url: str = "redis://127.0.0.1:6379/0"
     model: str = Field(default_factory=bundled_model)
+    model_shape: str = ""  # serve random weights of this shape (shared/shapes.py) instead of the model's
     model_name: Annotated[str, Field(max_length=96, pattern=r"^[A-Za-z0-9_.:/-]*$")] = ""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     block_size: Literal[8, 16, 32] = 16
@@ -47,9 +49,16 @@ class MeshConfig(BaseModel):
     log: Literal["info", "warning"] = "info"
     resume_window_s: Annotated[int, Field(ge=1, le=86400)] = 600
 
+    @field_validator("model_shape")
+    @classmethod
+    def _known(cls, shape: str) -> str:
+        if shape and shape not in SHAPES:
+            raise ValueError(f"unknown; known are {', '.join(SHAPES)}")
+        return shape
+
     @property
     def served_name(self) -> str:
-        name = Path(self.model.rstrip("/")).name
+        name = self.model_shape or Path(self.model.rstrip("/")).name
         return self.model_name or name.removesuffix(".gguf").removesuffix(".Q4_1") or "default"
 
     @property
@@ -63,9 +72,22 @@ class TokenizerConfig(MeshConfig):
 
 
 class EngineConfig(MeshConfig):
-    token_budget: Annotated[int, Field(ge=16, le=65536)] = 512  # tokens of one merge step: bounds its time
-    max_running: Annotated[int, Field(ge=MAX_CHOICES, le=1024)] = 64  # sequences in one step
-    kv_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0  # size of the page pool; 0 is chosen from free memory
+    """Of numbers, 0 is chosen to suit the device."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"  # auto: a GPU if there is one
+    deterministic: bool = False  # a request's tokens do not depend on what runs beside it, to the bit
+    token_budget: Annotated[int, Field(ge=0, le=65536)] = 0  # tokens of one merge step: bounds its time
+    prefill_budget: Annotated[int, Field(ge=0, le=65536)] = 0  # the same while nobody waits for a token
+    max_running: Annotated[int, Field(ge=0, le=1024)] = 0  # sequences in one step
+    kv_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0  # size of the page pool
+    gpu_share: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of a GPU's memory, for weights, pages and all
+
+    @field_validator("max_running")
+    @classmethod
+    def _holds_all_choices(cls, value: int) -> int:
+        if 0 < value < MAX_CHOICES:
+            raise ValueError(f"must hold the {MAX_CHOICES} choices that one request may have")
+        return value
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from services.engine.plan import PENDING, Plan, Sampled
+from services.engine.plan import PENDING, Limits, Plan, Sampled
 from services.engine.start import main
 from shared.config import EngineConfig
 from shared.fields import pack_ids
@@ -19,6 +19,7 @@ from shared.run import run
 
 FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens
 BLOCKS = 8192
+LIMITS = Limits(max_running=64, token_budget=512, prefill_budget=512)
 
 
 def next_token(context: Sequence[int], choice: int) -> int:
@@ -42,7 +43,8 @@ class ChainDevice:
 
     blocks = BLOCKS
 
-    def __init__(self, block_size: int, step_s: float) -> None:
+    def __init__(self, block_size: int, step_s: float, limits: Limits) -> None:
+        self.limits = limits
         self._size, self._step_s = block_size, step_s
         self._slots: dict[int, list[int]] = {}
         self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
@@ -72,7 +74,8 @@ class ChainDevice:
 
 
 def chain_device(config: EngineConfig) -> ChainDevice:
-    return ChainDevice(config.block_size, float(os.environ.get("CHAIN_STEP_S", "0")))
+    limits = LIMITS.over(config.max_running, config.token_budget, config.prefill_budget)
+    return ChainDevice(config.block_size, float(os.environ.get("CHAIN_STEP_S", "0")), limits)
 
 
 if __name__ == "__main__":

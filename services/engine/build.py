@@ -1,11 +1,11 @@
-"""The real device: threads, the size of the page pool, the model. Imports torch."""
+"""The real device: a GPU if there is one, else the CPU; the size of the page pool; the model. Imports torch."""
 
 from pathlib import Path
 
 import torch
 
 from services.engine.checkpoint import open_checkpoint
-from services.engine.forward import Forward
+from services.engine.forward import CPU, Forward
 from services.engine.plan import Device
 from services.engine.spec import BadModel, ModelSpec
 from shared.config import ConfigError, EngineConfig
@@ -17,13 +17,35 @@ POOL_TOKENS = 32_768  # more than this a small machine would hardly use
 
 def build(config: EngineConfig) -> Device:
     """Raises ConfigError with what to do."""
-    torch.set_num_threads(config.threads or usable_cores())
-    path = Path(config.model)
+    gpu = _gpu(config.device)
     try:
-        blocks = _blocks(config, open_checkpoint(path).spec)
-        device = Forward(path, config.dtype, blocks, config.block_size)
+        if gpu:
+            from services.engine.gpu.build import build as build_gpu  # brings Triton, which a CPU need not have
+
+            return build_gpu(config, gpu)
+        return _build_cpu(config)
     except BadModel as error:
         raise ConfigError(str(error)) from error
+
+
+def _gpu(wanted: str) -> str:
+    """The GPU's name; empty for the CPU."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return ""
+    number = int(wanted.partition(":")[2] or 0)
+    if number >= torch.cuda.device_count():
+        raise ConfigError(f"HEADRACE_ENGINE_DEVICE={wanted}: this machine has {torch.cuda.device_count()} usable GPUs")
+    return f"cuda:{number}"
+
+
+def _build_cpu(config: EngineConfig) -> Device:
+    if config.model_shape:
+        raise ConfigError("HEADRACE_MODEL_SHAPE needs a GPU: random weights are for measuring one")
+    torch.set_num_threads(config.threads or usable_cores())
+    path = Path(config.model)
+    blocks = _blocks(config, open_checkpoint(path).spec)
+    limits = CPU.over(config.max_running, config.token_budget, config.prefill_budget)
+    device = Forward(path, config.dtype, blocks, config.block_size, limits)
     device.warm_up()
     return device
 

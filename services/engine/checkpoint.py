@@ -54,19 +54,19 @@ class Checkpoint:
     quantized: bool
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Raises BadModel when there is no readable model of a served architecture at `path`."""
+def open_checkpoint(path: Path, device: str = "cpu") -> Checkpoint:
+    """Tensors are read straight to `device`. Raises BadModel when no readable model of a served architecture is at `path`."""
     if not path.exists():
         raise BadModel(f"there is no model at {path}; give a GGUF file or a directory with config.json and safetensors")
-    return _open_directory(path) if path.is_dir() else _open_gguf(path)
+    return _open_directory(path, device) if path.is_dir() else _open_gguf(path, device)
 
 
-def _open_gguf(path: Path) -> Checkpoint:
+def _open_gguf(path: Path, device: str) -> Checkpoint:
     spec, tensors = open_gguf(path)
     plain = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
     return Checkpoint(
         spec,
-        {_hub_name(name): partial(_read_gguf, tensor) for name, tensor in tensors.items()},
+        {_hub_name(name): partial(_read_gguf, tensor, device) for name, tensor in tensors.items()},
         paired=spec.architecture == "llama",  # llama.cpp's converter pairs the rows of this architecture only
         quantized=any(tensor.tensor_type not in plain for tensor in tensors.values()),
     )
@@ -80,14 +80,14 @@ def _hub_name(name: str) -> str:
     return f"model.layers.{layer}.{HUB.get(rest, rest)}"
 
 
-def _read_gguf(tensor: ReaderTensor) -> Matrix:
+def _read_gguf(tensor: ReaderTensor, device: str) -> Matrix:
     kind, data = tensor.tensor_type, tensor.data
     if kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1):
-        return _read_4bit(torch.from_numpy(np.array(data)), has_floor=kind == GGMLQuantizationType.Q4_1)
+        return _read_4bit(torch.from_numpy(np.array(data)).to(device), has_floor=kind == GGMLQuantizationType.Q4_1)
     if kind == GGMLQuantizationType.Q8_0:
-        return _read_8bit(torch.from_numpy(np.array(data)))
+        return _read_8bit(torch.from_numpy(np.array(data)).to(device))
     try:
-        return torch.from_numpy(np.array(dequantize(data, kind), dtype=np.float32))
+        return torch.from_numpy(np.array(dequantize(data, kind), dtype=np.float32)).to(device)
     except NotImplementedError:
         raise BadModel(f"GGUF type {kind.name} is not served; choose Q4_1, Q4_0, Q8_0, F16, BF16 or F32") from None
 
@@ -109,12 +109,12 @@ def _read_8bit(raw: torch.Tensor) -> torch.Tensor:
     return (blocks[..., 2:].view(torch.int8) * scale.float()).view(raw.shape[0], -1)
 
 
-def _open_directory(path: Path) -> Checkpoint:
+def _open_directory(path: Path, device: str) -> Checkpoint:
     spec = from_config(_json(path / "config.json"))
     files = {path / name for name in _shards(path)}
     tensors: dict[str, Callable[[], Matrix]] = {}
     for file in sorted(files):
-        tensors.update(_open_safetensors(file))
+        tensors.update(_open_safetensors(file, device))
     return Checkpoint(spec, tensors, paired=False, quantized=False)
 
 
@@ -137,9 +137,9 @@ def _shards(path: Path) -> set[str]:
     return set(index.values())
 
 
-def _open_safetensors(file: Path) -> dict[str, Callable[[], Matrix]]:
+def _open_safetensors(file: Path, device: str) -> dict[str, Callable[[], Matrix]]:
     try:
-        opened = safe_open(file, framework="pt")
+        opened = safe_open(file, framework="pt", device=device)
     except (OSError, SafetensorError) as error:
         raise BadModel(f"{file} is not a whole safetensors file ({error}); download it again") from None
     names: list[str] = list(opened.keys())

@@ -12,11 +12,13 @@ from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
-from services.engine.plan import Draw, Plan, Row, Sampled
+from services.engine.norm import Norm
+from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
-from services.engine.weights import Maker, load
+from services.engine.weights import Maker, Makers, load
 from shared.messages import Sampling
 
+CPU = Limits(max_running=64, token_budget=512, prefill_budget=512)
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -45,16 +47,17 @@ class Forward:
     `auto` and `bfloat16` keep embedding, keys and values in bfloat16; residuals, norms and logits are float32 in all.
     """
 
-    def __init__(self, path: Path, dtype: Dtype, num_blocks: int, block_size: int) -> None:
+    def __init__(self, path: Path, dtype: Dtype, num_blocks: int, block_size: int, limits: Limits = CPU) -> None:
         checkpoint = open_checkpoint(path)
         self.spec = checkpoint.spec
         self.blocks = num_blocks
+        self.limits = limits
         self.dtype_name = dtype
         self.threads = torch.get_num_threads()
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
         make, make_head = _makers(checkpoint, dtype)
         with torch.inference_mode(), _one_thread():
-            self.model = Llama(self.spec, load(checkpoint, make, make_head, kind))
+            self.model = Llama(self.spec, load(checkpoint, Makers(make, make_head, Norm, kind)))
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.histories = Histories()

@@ -6,6 +6,7 @@ from torch.nn.functional import silu
 
 from services.engine.attention import LayerPages, Pages, attention
 from services.engine.batch import Batch
+from services.engine.norm import Norm
 from services.engine.spec import ModelSpec
 from services.engine.weights import Layer, Parameters
 
@@ -13,7 +14,7 @@ from services.engine.weights import Layer, Parameters
 class Llama:
     """Logits of a merge step. Holds parameters only; the batch and the pages are given."""
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters) -> None:
+    def __init__(self, spec: ModelSpec, parameters: Parameters[Norm]) -> None:
         self.spec = spec
         self.parameters = parameters
 
@@ -27,7 +28,7 @@ class Llama:
         x = self.parameters.norm(x[batch.last])  # [rows drawn from, hidden]
         return self.parameters.head(x).float()
 
-    def attend(self, x: Tensor, layer: Layer, batch: Batch, turn: Tensor, pages: LayerPages) -> Tensor:
+    def attend(self, x: Tensor, layer: Layer[Norm], batch: Batch, turn: Tensor, pages: LayerPages) -> Tensor:
         spec = self.spec
         qkv = layer.qkv(x)
         if layer.qkv_bias is not None:
@@ -41,7 +42,7 @@ class Llama:
         out = attention(heads[:, : spec.heads], pages, batch)  # [T, H, D]
         return layer.out(out.reshape(len(x), -1))
 
-    def mlp(self, x: Tensor, layer: Layer) -> Tensor:
+    def mlp(self, x: Tensor, layer: Layer[Norm]) -> Tensor:
         gate, up = layer.gate_up(x).chunk(2, dim=1)  # [T, intermediate] each
         return layer.down(silu(gate).mul_(up))
 

@@ -11,12 +11,28 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
+def _state(*parts: int) -> int:
+    """A state hashed from several numbers in turn."""
+    state = 0
+    for part in parts:
+        state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
+    return state
+
+
 def uniform(seed: int, choice: int, position: int) -> float:
     """A number in [0, 1): SplitMix64's output for a state hashed from the three in turn.
 
     It comes in steps of 2^-52, so that its product with any double is below that double.
     """
-    state = 0
-    for part in (seed, choice, position):
-        state = _mix((state + _GOLDEN + (part & _MASK)) & _MASK)
-    return (_mix((state + _GOLDEN) & _MASK) >> 12) * 2.0**-52
+    return (_mix((_state(seed, choice, position) + _GOLDEN) & _MASK) >> 12) * 2.0**-52
+
+
+def stream(seed: int, choice: int) -> int:
+    """64 bits that name a choice's stream of noise."""
+    return _state(seed, choice)
+
+
+def seed_at(stream: int, position: int) -> int:
+    """64 bits, signed, that seed the noise of one draw of a stream."""
+    mixed = _mix((stream + _GOLDEN * (position + 1)) & _MASK)
+    return mixed - (1 << 64) if mixed >> 63 else mixed

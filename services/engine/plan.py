@@ -69,10 +69,27 @@ class Sampled:
     logprob: Logprob | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a device takes at once: running sequences; tokens of a step in which somebody decodes, and of one in which
+    nobody waits for a token.
+    """
+
+    max_running: int
+    token_budget: int
+    prefill_budget: int
+
+    def over(self, max_running: int, token_budget: int, prefill_budget: int) -> "Limits":
+        """These, but for what is given (0 is not given)."""
+        budget = token_budget or self.token_budget
+        return Limits(max_running or self.max_running, budget, max(prefill_budget or self.prefill_budget, budget))
+
+
 class Device(Protocol):
     """What runs plans, in order. Called from one thread; `blocks` is the size of its page pool, block 0 included."""
 
     blocks: int
+    limits: Limits
 
     def run(self, plan: Plan) -> list[Sampled] | None:
         """Start a plan. Returns the answers, one per draw in order, to the oldest plan that has none yet.

@@ -33,7 +33,10 @@ async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device]
 
 def _scheduler(config: EngineConfig, device: Device) -> Scheduler:
     try:
-        return Scheduler(Pages(device.blocks, config.block_size), config.token_budget, config.max_running)
+        limits = device.limits
+        return Scheduler(
+            Pages(device.blocks, config.block_size), limits.token_budget, limits.max_running, limits.prefill_budget
+        )
     except ValueError as error:
         raise ConfigError(f"HEADRACE_ENGINE_TOKEN_BUDGET, _MAX_RUNNING: {error}") from error
 

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from services.engine.checkpoint import Checkpoint
 from services.engine.linear import Form, Grouped, Matrix, dense, stack
-from services.engine.norm import Norm
 from services.engine.spec import BadModel, ModelSpec
 
 Maker = Callable[[Matrix], Form]
+Norm = TypeVar("Norm")
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Generic[Norm]):
     attention_norm: Norm  # [hidden]
     qkv: Form  # hidden -> (heads + 2 kv_heads) * head_dim
     qkv_bias: Tensor | None
@@ -27,12 +28,34 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Generic[Norm]):
     embedding: Tensor  # [vocab, hidden]
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer[Norm], ...]
     norm: Norm
     head: Form  # hidden -> vocab
     frequencies: Tensor  # [head_dim / 2], radians per position
+
+
+@dataclass(frozen=True, slots=True)
+class Makers(Generic[Norm]):
+    """What a backend makes of matrices and of norms' weights; `dtype` is the embedding's."""
+
+    layer: Maker
+    head: Maker
+    norm: Callable[[Tensor, float], Norm]
+    dtype: torch.dtype
+
+
+class Source(Protocol):
+    """Where parameters come from."""
+
+    def has(self, name: str) -> bool: ...
+
+    def matrix(self, name: str, *shape: int) -> Matrix: ...
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """In float32."""
+        ...
 
 
 class Taker:
@@ -40,6 +63,9 @@ class Taker:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.left = dict(checkpoint.tensors)
+
+    def has(self, name: str) -> bool:
+        return name in self.left
 
     def matrix(self, name: str, *shape: int) -> Matrix:
         if name not in self.left:
@@ -61,30 +87,54 @@ class Taker:
             raise BadModel(f"the model has {len(extra)} unknown tensors, first {extra[0]}; choose another model")
 
 
-def load(checkpoint: Checkpoint, make: Maker, make_head: Maker, dtype: torch.dtype) -> Parameters:
-    """Read all parameters; `make` builds each linear layer, `make_head` the last; the embedding is kept in `dtype`."""
-    spec, take = checkpoint.spec, Taker(checkpoint)
+class Random:
+    """Random parameters of any shape, straight on a device: for measuring a model that nobody has here."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def has(self, name: str) -> bool:
+        return name != "rope_factors"
+
+    def matrix(self, name: str, *shape: int) -> Tensor:
+        made = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return made.normal_(0, 0.02, generator=self.generator)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        return torch.ones(size, device=self.device)
+
+
+def load(checkpoint: Checkpoint, makers: Makers[Norm]) -> Parameters[Norm]:
+    """Read all parameters of a checkpoint. Raises BadModel."""
+    taker = Taker(checkpoint)
+    parameters = build(checkpoint.spec, taker, makers, paired=checkpoint.paired)
+    taker.finish(checkpoint.spec)
+    return parameters
+
+
+def build(spec: ModelSpec, take: Source, makers: Makers[Norm], *, paired: bool) -> Parameters[Norm]:
     embedding = dense(take.matrix("model.embed_tokens.weight", spec.vocab_size, spec.hidden))
     head = embedding if spec.tied else take.matrix("lm_head.weight", spec.vocab_size, spec.hidden)
-    frequencies = torch.tensor(spec.frequencies, dtype=torch.float32)
-    if "rope_factors" in take.left:
+    frequencies = torch.tensor(spec.frequencies, dtype=torch.float32, device=embedding.device)
+    if take.has("rope_factors"):
         frequencies = frequencies / take.vector("rope_factors", spec.head_dim // 2)
-    layers = tuple(_layer(take, spec, make, index, paired=checkpoint.paired) for index in range(spec.layers))
-    norm = Norm(take.vector("model.norm.weight", spec.hidden), spec.rms_eps)
-    take.finish(spec)
-    return Parameters(embedding.to(dtype), layers, norm, make_head(head), frequencies)
+    layers = tuple(_layer(take, spec, makers, index, paired=paired) for index in range(spec.layers))
+    norm = makers.norm(take.vector("model.norm.weight", spec.hidden), spec.rms_eps)
+    return Parameters(embedding.to(makers.dtype), layers, norm, makers.head(head), frequencies)
 
 
-def _layer(take: Taker, spec: ModelSpec, make: Maker, index: int, *, paired: bool) -> Layer:
+def _layer(take: Source, spec: ModelSpec, makers: Makers[Norm], index: int, *, paired: bool) -> Layer[Norm]:
+    make, norm = makers.layer, makers.norm
     at, hidden, wide = f"model.layers.{index}.", spec.hidden, spec.intermediate
     order = torch.arange(spec.head_dim) if paired else _pairs(spec.head_dim)
     return Layer(
-        attention_norm=Norm(take.vector(at + "input_layernorm.weight", hidden), spec.rms_eps),
+        attention_norm=norm(take.vector(at + "input_layernorm.weight", hidden), spec.rms_eps),
         qkv=make(_qkv(take, spec, at, order)),
         qkv_bias=_bias(take, spec, at, order) if spec.qkv_bias else None,
-        qk_norm=_qk_norm(take, spec, at, order) if spec.qk_norm else None,
+        qk_norm=norm(_qk_norm(take, spec, at, order), spec.rms_eps) if spec.qk_norm else None,
         out=make(take.matrix(at + "self_attn.o_proj.weight", hidden, spec.heads * spec.head_dim)),
-        mlp_norm=Norm(take.vector(at + "post_attention_layernorm.weight", hidden), spec.rms_eps),
+        mlp_norm=norm(take.vector(at + "post_attention_layernorm.weight", hidden), spec.rms_eps),
         gate_up=make(stack([take.matrix(f"{at}mlp.{n}_proj.weight", wide, hidden) for n in ("gate", "up")])),
         down=make(take.matrix(at + "mlp.down_proj.weight", hidden, wide)),
     )
@@ -99,7 +149,7 @@ def _every_head(order: Tensor, heads: int) -> Tensor:
     return (torch.arange(heads).unsqueeze(1) * order.numel() + order).flatten()
 
 
-def _qkv(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Matrix:
+def _qkv(take: Source, spec: ModelSpec, at: str, order: Tensor) -> Matrix:
     """Rows of q and k reordered, which leaves their products, and the columns of each 4-bit group, as they are."""
     parts: list[Matrix] = []
     for name, heads in (("q", spec.heads), ("k", spec.kv_heads), ("v", spec.kv_heads)):
@@ -109,12 +159,13 @@ def _qkv(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Matrix:
     return stack(parts)
 
 
-def _qk_norm(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Norm:
+def _qk_norm(take: Source, spec: ModelSpec, at: str, order: Tensor) -> Tensor:
+    """[heads + kv_heads, head_dim]"""
     q, k = (take.vector(f"{at}self_attn.{name}_norm.weight", spec.head_dim)[order] for name in "qk")
-    return Norm(torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1))), spec.rms_eps)
+    return torch.cat((q.expand(spec.heads, -1), k.expand(spec.kv_heads, -1)))
 
 
-def _bias(take: Taker, spec: ModelSpec, at: str, order: Tensor) -> Tensor:
+def _bias(take: Source, spec: ModelSpec, at: str, order: Tensor) -> Tensor:
     q, k, v = (
         take.vector(f"{at}self_attn.{name}_proj.bias", heads * spec.head_dim)
         for name, heads in (("q", spec.heads), ("k", spec.kv_heads), ("v", spec.kv_heads))

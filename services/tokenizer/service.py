@@ -10,6 +10,7 @@ from shared.config import ConfigError, TokenizerConfig
 from shared.messages import Fail, Message, Step, Submit, Work
 from shared.readers import Delivery, Group
 from shared.run import Life
+from shared.shapes import context_of
 from shared.vocab import load_vocab
 
 RETRY_S = 0.5
@@ -21,7 +22,8 @@ async def main(life: Life[TokenizerConfig]) -> None:
     config = life.config
     life.detail = "reading the vocabulary"
     vocab = await asyncio.to_thread(load_vocab, config.model)
-    context = min(config.max_context or vocab.context, vocab.context)
+    longest = context_of(config.model_shape) if config.model_shape else vocab.context
+    context = min(config.max_context or longest, longest)
     try:
         encoder = Encoder(vocab, context, config.dtype, config.block_size)
     except ValueError as error:
