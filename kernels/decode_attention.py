@@ -4,10 +4,10 @@
     pages   [blocks, block_size, 2 * kv_heads, head_dim]       one layer: key heads first, then value heads
     tables  int32 [rows, blocks of the longest row]            a row's blocks in order; what lies past its end is never read
     lengths int32 [rows]                                       tokens to attend to, the new one included; 0: an empty row
-    out     [rows, heads, head_dim]                            out[r, h] = softmax(scale * q[r, h] · K[h // group]) V[h // group]
+    out     [rows, heads, head_dim]                            softmax(scale * q[r, h] · K[h // group]) · V[h // group]
 
 Everything the launch depends on is static (rows, table width, processors), so a CUDA graph may replay it at any lengths. A
-persistent grid: each program counts the rows' splits itself and takes every PROGRAMS-th of (row, split, key head). Heads that
+persistent grid: each program counts the rows' splits itself and takes every so many-th of (row, split, key head). Heads that
 share a key head are the M of one product, so keys and values are read once. A row of one split is written directly; otherwise
 the program that arrives last adds up the parts, in the order of the splits. How a row is cut depends on its own length alone,
 so with the same `Splits` a row's result is the same, bit for bit, whatever stands in the other rows.
@@ -159,7 +159,7 @@ def _decode(
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
     ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, CHUNK: tl.constexpr, PROGRAMS: tl.constexpr,
+    STAGES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     every = tl.arange(0, ROWS)
     length = tl.load(lengths + every, mask=every < rows, other=0)
@@ -169,7 +169,7 @@ def _decode(
     g = tl.arange(0, HEADS)
     d = tl.arange(0, DIM)
     whole = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    for item in range(tl.program_id(0), tl.sum(splits, 0) * KV_HEADS, PROGRAMS):
+    for item in range(tl.program_id(0), tl.sum(splits, 0) * KV_HEADS, tl.num_programs(0)):
         head = item % KV_HEADS
         work = item // KV_HEADS
         row = tl.sum((ends <= work).to(tl.int32), 0)
@@ -232,7 +232,7 @@ def decode_attention(
         query.stride(0), query.stride(1), pages.stride(0), pages.stride(1), pages.stride(2), tables.stride(0),
         out.stride(0), out.stride(1),
         triton.next_power_of_2(rows), kv_heads, group, max(16, triton.next_power_of_2(group)), head_dim, dim, block_size,
-        split, scratch.splits.most, launch.tile, launch.stages, chunk, programs,
+        split, scratch.splits.most, launch.tile, launch.stages, chunk,
         num_warps=launch.warps,
     )  # fmt: skip
     return out
