@@ -21,6 +21,7 @@ from triton.testing import do_bench
 
 from kernels import decode_attention as decode
 from kernels import prefill_attention as prefill
+from kernels.hopper_prefill import hopper_prefill
 from tests.kernels.paged import error, filled, random
 
 GPU = torch.device("cuda")
@@ -148,6 +149,7 @@ def variants(case: dict[str, Tensor], out: Tensor, launch: prefill.Launch) -> di
     return {
         "paged": lambda: prefill.prefill_paged(query, case["pages"], case["tables"], firsts, ends, tiles, out, SCALE, launch),
         "gathered": lambda: prefill.prefill_gathered(query, both, starts, firsts, ends, tiles, out, SCALE, launch),
+        "hopper": lambda: hopper_prefill(query, both, starts, firsts, ends, tiles, out, SCALE, launch.stages),
     }
 
 
