@@ -89,9 +89,9 @@ def reference(query: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, sca
 
 
 @triton.jit
-def _piece(length, SPLIT: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr):
+def _piece(length, split_tokens, MOST: tl.constexpr, TILE: tl.constexpr):
     """Tokens a split of a row: a multiple of the tile."""
-    return tl.maximum(SPLIT, tl.cdiv(tl.cdiv(length, MOST), TILE) * TILE)
+    return tl.maximum(split_tokens, tl.cdiv(tl.cdiv(length, MOST), TILE) * TILE)
 
 
 @triton.jit
@@ -155,16 +155,16 @@ def _combine(partial, weights, out, out_head, count, GROUP: tl.constexpr, HEAD_D
 
 @triton.jit
 def _decode(
-    query, pages, tables, lengths, out, partial, weights, arrivals, scale, rows,
+    query, pages, tables, lengths, out, partial, weights, arrivals, scale, rows, split_tokens,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
     ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr,
+    DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr,
     STAGES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     every = tl.arange(0, ROWS)
     length = tl.load(lengths + every, mask=every < rows, other=0)
     # An empty row has one split, which writes its zeros.
-    splits = tl.where(every < rows, tl.maximum(tl.cdiv(length, _piece(length, SPLIT, MOST, TILE)), 1), 0)
+    splits = tl.where(every < rows, tl.maximum(tl.cdiv(length, _piece(length, split_tokens, MOST, TILE)), 1), 0)
     ends = tl.cumsum(splits, 0)
     g = tl.arange(0, HEADS)
     d = tl.arange(0, DIM)
@@ -175,7 +175,7 @@ def _decode(
         row = tl.sum((ends <= work).to(tl.int32), 0)
         split = work - tl.max(tl.where(ends <= work, ends, 0), 0)
         tokens = tl.load(lengths + row)
-        piece = _piece(tokens, SPLIT, MOST, TILE)
+        piece = _piece(tokens, split_tokens, MOST, TILE)
         count = tl.cdiv(tokens, piece)
         heads = head * GROUP + g
         q = tl.load(query + row * query_row + heads[:, None] * query_head + d[None, :], mask=whole, other=0.0)
@@ -228,11 +228,11 @@ def decode_attention(
     chunk = max(1, COMBINED // (triton.next_power_of_2(group) * dim))
     programs = min(processors * launch.residents, rows * kv_heads * scratch.splits.most)
     _decode[(programs,)](
-        query, pages, tables, lengths, out, scratch.partial, scratch.weights, scratch.arrivals, scale, rows,
+        query, pages, tables, lengths, out, scratch.partial, scratch.weights, scratch.arrivals, scale, rows, split,
         query.stride(0), query.stride(1), pages.stride(0), pages.stride(1), pages.stride(2), tables.stride(0),
         out.stride(0), out.stride(1),
-        triton.next_power_of_2(rows), kv_heads, group, max(16, triton.next_power_of_2(group)), head_dim, dim, block_size,
-        split, scratch.splits.most, launch.tile, launch.stages, chunk,
+        max(32, triton.next_power_of_2(rows)), kv_heads, group, max(16, triton.next_power_of_2(group)), head_dim, dim,
+        block_size, scratch.splits.most, launch.tile, launch.stages, chunk,
         num_warps=launch.warps,
     )  # fmt: skip
     return out

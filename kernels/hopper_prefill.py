@@ -1,12 +1,11 @@
-"""Prefill attention for Hopper: the statement of prefill_attention.py over gathered keys and values, with the parts placed by hand.
+"""Prefill attention for Hopper: the statement of prefill_attention.py over gathered keys and values, placed by hand.
 
 Three kinds of warps share a tile of 128 queries: one loads keys and values through the copy engine, two groups of four attend
-to 64 queries each. A group multiplies the next scores while it multiplies the last weights with their values, and the two groups
-drift apart, so that one's exponentials hide behind the other's products. After Shah et al., "FlashAttention-3" (2024), section 3.
+to 64 queries each. A group weighs this tile's scores while it multiplies the last tile's weights with their values, and the two
+groups drift apart, so that one's exponentials hide behind the other's products. After Shah et al., "FlashAttention-3" (2024).
 """
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -56,9 +55,9 @@ def _weigh(score, peak, total, scale, position, at, HIDE: gl.constexpr, KEYS: gl
 @gluon.jit
 def _turns(q, weight, fade, acc, peak, total, scale, position, low, high, count, k_tiles, v_tiles, k_ready, v_ready, k_free,
            v_free, HIDE: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, layout: gl.constexpr):  # fmt: skip
-    """Turns low..high: the products of this tile's scores, and of the last one's weights with its values, then this one's weights.
+    """Turns low..high: this tile's scores and the last one's weights times its values, then this one's weights.
 
-    The last product is waited for in the next turn: behind the barrier there the compiler does not move what hides it.
+    The barrier before the last wait is the next turn's: the compiler cannot move the wait past it, in front of the weights.
     """
     operand: gl.constexpr = weight.type.layout
     QUERIES: gl.constexpr = q.shape[0]
@@ -105,12 +104,12 @@ def _attend(common, part: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr
     weight = gl.convert_layout(weight.to(out.dtype.element_ty), operand)
     acc = gl.zeros([QUERIES, DIM], gl.float32, wide)
     weight, fade, acc, peak, total = _turns(
-        q, weight, fade, acc, peak, total, scale, position, 1, masked, count, k_tiles, v_tiles, k_ready, v_ready, k_free, v_free,
-        True, KEYS, STAGES, layout,
+        q, weight, fade, acc, peak, total, scale, position, 1, masked, count,
+        k_tiles, v_tiles, k_ready, v_ready, k_free, v_free, True, KEYS, STAGES, layout,
     )  # fmt: skip
     weight, fade, acc, peak, total = _turns(
-        q, weight, fade, acc, peak, total, scale, position, masked, count, count, k_tiles, v_tiles, k_ready, v_ready, k_free, v_free,
-        False, KEYS, STAGES, layout,
+        q, weight, fade, acc, peak, total, scale, position, masked, count, count,
+        k_tiles, v_tiles, k_ready, v_ready, k_free, v_free, False, KEYS, STAGES, layout,
     )  # fmt: skip
     slot = (count - 1) % STAGES
     mbarrier.wait(v_ready.index(slot), (count - 1) // STAGES & 1)
@@ -125,8 +124,9 @@ def _attend(common, part: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr
 
 
 @gluon.jit
-def _prefill(query, keys, values, starts, firsts, ends, tiles, out, scale, out_row, out_head, HEADS: gl.constexpr,
-             KV_HEADS: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr):  # fmt: skip
+def _prefill(query, keys, values, starts, firsts, ends, tiles, out, scale, out_row, out_head,
+             HEADS: gl.constexpr, KV_HEADS: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr,
+             STAGES: gl.constexpr):  # fmt: skip
     tile = gl.program_id(0) // HEADS
     head = gl.program_id(0) % HEADS
     row = gl.load(tiles + tile * 2)

@@ -1,6 +1,6 @@
 """The attention kernels on a GPU: checked against float64, then timed, beside torch's own.
 
-    python -m tests.bench.gpu_kernels [--quick] [--only decode|prefill]
+    python -m tests.bench.gpu_kernels [--quick] [--only decode|prefill|hopper]
 
 One JSON line a measurement, a table last. Decode is timed as an engine runs it: a CUDA graph over several layers' pages.
 """
@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,19 +30,20 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 32, 8, 128, 16
 SCALE = HEAD_DIM**-0.5
 PROCESSORS = 132
 Timed = Callable[[], object]
+Named = Callable[[dict[str, Tensor], Tensor], dict[str, Timed]]
 
 DECODE_LAUNCHES = {
     "64w4s3r3": decode.Launch(64, 4, 3, 3),
     "64w4s4r2": decode.Launch(64, 4, 4, 2),
-    "32w4s4r4": decode.Launch(32, 4, 4, 4),
+    "32w4s4r3": decode.Launch(32, 4, 4, 3),
     "32w2s4r4": decode.Launch(32, 2, 4, 4),
     "128w8s2r2": decode.Launch(128, 8, 2, 2),
 }
 SPLITS = {
-    "64x64": decode.Splits(64, 64),
+    "64x32": decode.Splits(64, 32),
     "128x32": decode.Splits(128, 32),
     "256x32": decode.Splits(256, 32),
-    "512x16": decode.Splits(512, 16),
+    "512x32": decode.Splits(512, 32),
 }
 SWEPT = ((1, 200), (1, 8192), (32, 200), (64, 4096), (256, 192))
 MEASURED = ((1, 2048), (32, 2048), (64, 1024), (128, 192), (128, 1024), (512, 200))
@@ -149,40 +151,47 @@ def variants(case: dict[str, Tensor], out: Tensor, launch: prefill.Launch) -> di
     return {
         "paged": lambda: prefill.prefill_paged(query, case["pages"], case["tables"], firsts, ends, tiles, out, SCALE, launch),
         "gathered": lambda: prefill.prefill_gathered(query, both, starts, firsts, ends, tiles, out, SCALE, launch),
-        "hopper": lambda: hopper_prefill(query, both, starts, firsts, ends, tiles, out, SCALE, launch.stages),
     }
 
 
-def check_prefill() -> Iterator[dict[str, Any]]:
-    for name, launch in PREFILL_LAUNCHES.items():
-        new, ends = [300, 1, 0, 128, 77], [300, 97, 5, 128, 1000]
-        case = prefill_case(new, ends, launch.queries)
-        wanted = prefill.reference(
-            case["query"].double(), case["pages"].double(), case["tables"], case["firsts"], case["ends"], SCALE
-        )
-        out = torch.empty_like(case["query"])
-        for variant, call in variants(case, out, launch).items():
-            out.fill_(float("nan"))
-            call()
-            found = error(out, wanted)
-            yield {"what": "check prefill", "variant": variant, "launch": name, "error": found, "ok": found < 1e-2}
+def by_hand(case: dict[str, Tensor], out: Tensor) -> dict[str, Timed]:
+    query, both, starts, firsts, ends, tiles = (case[k] for k in ("query", "both", "starts", "firsts", "ends", "tiles"))
+    prefill.gather(case["pages"], case["tables"], starts, ends, both, int(ends.max()))
+    return {f"hopper s{stages}": partial(hopper_prefill, query, both, starts, firsts, ends, tiles, out, SCALE, stages)
+            for stages in (2, 3)}  # fmt: skip
 
 
-def measure_prefill(tokens: int) -> Iterator[dict[str, Any]]:
+def check_prefill(launch: str, queries: int, named: Named) -> Iterator[dict[str, Any]]:
+    new, ends = [300, 1, 0, 128, 77], [300, 97, 5, 128, 1000]
+    case = prefill_case(new, ends, queries)
+    exact = (case[name].double() for name in ("query", "pages"))
+    wanted = prefill.reference(*exact, case["tables"], case["firsts"], case["ends"], SCALE)
+    out = torch.empty_like(case["query"])
+    for variant, call in named(case, out).items():
+        out.fill_(float("nan"))
+        call()
+        found = error(out, wanted)
+        yield {"what": "check prefill", "variant": variant, "launch": launch, "error": found, "ok": found < 1e-2}
+
+
+def measure_prefill(tokens: int, launch: str, queries: int, named: Named) -> Iterator[dict[str, Any]]:
+    case = prefill_case([tokens], [tokens], queries)
+    for variant, call in named(case, torch.empty_like(case["query"])).items():
+        yield prefill_row(tokens, variant, launch, bench(call))
+
+
+def prefill_row(tokens: int, variant: str, launch: str, took: float) -> dict[str, Any]:
     work = 4 * HEADS * HEAD_DIM * tokens * tokens / 2
+    return {"what": "prefill", "tokens": tokens, "variant": variant, "launch": launch, "us": round(took * 1e6, 1),
+            "tflop_s": round(work / took / 1e12, 1)}  # fmt: skip
 
-    def row(variant: str, launch: str, took: float) -> dict[str, Any]:
-        return {"what": "prefill", "tokens": tokens, "variant": variant, "launch": launch, "us": round(took * 1e6, 1),
-                "tflop_s": round(work / took / 1e12, 1)}  # fmt: skip
 
-    for name, launch in PREFILL_LAUNCHES.items():
-        case = prefill_case([tokens], [tokens], launch.queries)
-        out = torch.empty_like(case["query"])
-        for variant, call in variants(case, out, launch).items():
-            yield row(variant, name, bench(call))
+def around(tokens: int) -> Iterator[dict[str, Any]]:
+    """What gathering costs, and torch's own kernels."""
+    case = prefill_case([tokens], [tokens], 128)
     gathering = (case["pages"], case["tables"], case["starts"], case["ends"], case["both"], tokens)
-    yield row("gather alone", "", bench(lambda: prefill.gather(*gathering)))
-    yield from (row(name, "", took) for name, took in library(tokens))
+    yield prefill_row(tokens, "gather alone", "", bench(lambda: prefill.gather(*gathering)))
+    yield from (prefill_row(tokens, name, "", took) for name, took in library(tokens))
 
 
 def bench(call: Timed) -> float:
@@ -192,9 +201,10 @@ def bench(call: Timed) -> float:
 def library(tokens: int) -> Iterator[tuple[str, float]]:
     query = random(1, HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
     key, value = (random(1, KV_HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, device=GPU) for _ in range(2))
+    key, value = (half.repeat_interleave(HEADS // KV_HEADS, 1) for half in (key, value))
     for name, backend in (("torch cudnn", SDPBackend.CUDNN_ATTENTION), ("torch flash", SDPBackend.FLASH_ATTENTION)):
         with sdpa_kernel(backend):
-            yield name, bench(lambda: scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True))
+            yield name, bench(lambda: scaled_dot_product_attention(query, key, value, is_causal=True))
 
 
 def copy_bandwidth() -> dict[str, Any]:
@@ -210,26 +220,40 @@ def decode_rows(quick: bool) -> Iterator[dict[str, Any]]:
     for rows, context in SWEPT:
         for name in DECODE_LAUNCHES if not quick else [default]:
             yield measure_decode(rows, context, "256x32", name)
-        for splits in ("64x64", "128x32", "512x16"):
+        for splits in ("64x32", "128x32", "512x32"):
             yield measure_decode(rows, context, splits, default)
     for rows, context in () if quick else MEASURED:
         yield measure_decode(rows, context, "256x32", default)
 
 
 def prefill_rows(quick: bool) -> Iterator[dict[str, Any]]:
-    yield from check_prefill()
+    lengths = (8192,) if quick else (8192, 2048, 512)
+    for tokens in lengths:
+        yield from around(tokens)
+    for name, launch in PREFILL_LAUNCHES.items():
+        named = partial(variants, launch=launch)
+        yield from check_prefill(name, launch.queries, named)
+        for tokens in lengths:
+            yield from measure_prefill(tokens, name, launch.queries, named)
+
+
+def hopper_rows(quick: bool) -> Iterator[dict[str, Any]]:
+    yield from check_prefill("", 128, by_hand)
     for tokens in (8192,) if quick else (8192, 2048, 512):
-        yield from measure_prefill(tokens)
+        yield from measure_prefill(tokens, "", 128, by_hand)
+
+
+PARTS = {"decode": decode_rows, "prefill": prefill_rows, "hopper": hopper_rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer shapes and launches")
-    parser.add_argument("--only", choices=["decode", "prefill"])
+    parser.add_argument("--only", choices=list(PARTS))
     arguments = parser.parse_args()
     torch.manual_seed(time.time_ns() % 2**31)
     rows = [{"what": "device", "name": torch.cuda.get_device_name(), "torch": torch.__version__}, copy_bandwidth()]
-    for part, measure in (("prefill", prefill_rows), ("decode", decode_rows)):
+    for part, measure in PARTS.items():
         if arguments.only in (None, part):
             for row in measure(arguments.quick):
                 say(json.dumps(row))
