@@ -5,7 +5,8 @@
     ends   int32 [rows]                                        tokens of a row in all: cached prefix + new
     pages  [blocks, block_size, 2 * kv_heads, head_dim]        one layer: key heads first, then value heads
     tables int32 [rows, blocks of the longest row]             what lies past a row's end is never read
-    tiles  int32 [n, 2]                                        the work: (row, first new token), from `plan_tiles`
+    tiles  int32 [n, 2]                                        the work: (row, first new token), from `plan`
+    starts int32 [rows]                                        where a row's keys and values begin when gathered, from `plan`
     out    [tokens, heads, head_dim]                           softmax(scale * q[t, h] · K[..p]) · V[..p], p: t's position
 
 Keys and values are taken in tiles of a fixed size from position 0 on, so a token's result is the same, bit for bit, whatever
@@ -23,6 +24,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2E = tl.constexpr(math.log2(math.e))
+QUERIES = 128  # new tokens a tile
 GATHERED = 128  # rows of the gathered keys and values begin at multiples of this: a tile never shows a neighbour
 
 
@@ -37,10 +39,48 @@ class Launch:
     specialize: bool = False
 
 
-def plan_tiles(new: Sequence[int], ends: Sequence[int], queries: int) -> list[tuple[int, int]]:
-    """The rows cut into tiles of `queries` new tokens, those with the most keys first, so that none is left for the end."""
-    tiles = [(row, first) for row, count in enumerate(new) for first in range(0, count, queries)]
-    return sorted(tiles, key=lambda tile: new[tile[0]] - ends[tile[0]] - tile[1])
+@dataclass(frozen=True)
+class Group:
+    """Rows whose keys and values are gathered together."""
+
+    rows: slice
+    tiles: slice
+    longest: int  # tokens of the longest of them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step's work as the host lays it out; `tiles` and `starts` go to the device."""
+
+    tiles: list[tuple[int, int]]
+    starts: list[int]
+    groups: list[Group]
+
+
+def plan(new: Sequence[int], ends: Sequence[int], room: int) -> Plan:
+    """Rows in order, as many a group as `room` tokens hold; a group's tiles with the most keys first: none is left for its end."""
+    laid = Plan([], [], [])
+    first = used = 0
+    for row, end in enumerate(ends):
+        whole = -(-end // GATHERED) * GATHERED
+        if whole > room:
+            raise ValueError(f"a row of {end} tokens does not fit the room for {room}")
+        if used + whole > room:
+            _close(laid, new, ends, first, row)
+            first, used = row, 0
+        laid.starts.append(used)
+        used += whole
+    _close(laid, new, ends, first, len(ends))
+    return laid
+
+
+def _close(laid: Plan, new: Sequence[int], ends: Sequence[int], first: int, last: int) -> None:
+    tiles = [(row, at) for row in range(first, last) for at in range(0, new[row], QUERIES)]
+    if tiles:
+        tiles.sort(key=lambda tile: new[tile[0]] - ends[tile[0]] - tile[1])
+        done = len(laid.tiles)
+        laid.tiles.extend(tiles)
+        laid.groups.append(Group(slice(first, last), slice(done, done + len(tiles)), max(ends[first:last])))
 
 
 def reference(query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, scale: float) -> Tensor:
@@ -241,4 +281,19 @@ def prefill_paged(
         head_dim, triton.next_power_of_2(head_dim), pages.shape[1], launch.queries, launch.keys, launch.stages,
         num_warps=launch.warps,
     )  # fmt: skip
+    return out
+
+
+def scratch(room: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for gathered keys and values: at least the longest row's tokens. One serves all layers."""
+    return torch.empty(-(-room // GATHERED) * GATHERED, 2 * kv_heads, head_dim, dtype=dtype, device=device)
+
+
+def prefill_attention(
+    query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, starts: Tensor,
+    groups: Sequence[Group], out: Tensor, scratch: Tensor, scale: float,
+) -> Tensor:  # fmt: skip
+    """`tiles`, `starts` and `groups` are of one `plan` for a room of len(scratch)."""
+    for group in groups:
+        prefill_paged(query, pages, tables, firsts, ends, tiles[group.tiles], out, scale, Launch(128, 64, 8, 3))
     return out

@@ -141,7 +141,7 @@ def prefill_case(new: list[int], ends: list[int], queries: int) -> dict[str, Ten
         "starts": starts(whole)[:-1],
         "firsts": starts(new),
         "ends": torch.tensor(ends, dtype=torch.int32, device=GPU),
-        "tiles": torch.tensor(prefill.plan_tiles(new, ends, queries), dtype=torch.int32, device=GPU),
+        "tiles": torch.tensor(prefill.plan(new, ends, sum(whole)).tiles, dtype=torch.int32, device=GPU),
     }
 
 
