@@ -1,0 +1,82 @@
+"""Decode attention against float64: every page size and head shape, lengths that hurt, and what a row may not depend on."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.decode_attention import Launch, Splits, decode_attention, reference, scratch
+from tests.kernels.paged import error, filled, random
+
+SMALL = Launch(tile=32, warps=4, stages=2, residents=1)
+SPLITS = Splits(64, 4)
+
+
+def run(query: Tensor, pages: Tensor, tables: Tensor, lengths: list[int], splits: Splits = SPLITS, programs: int = 5) -> Tensor:
+    kv_heads = pages.shape[2] // 2
+    spare = scratch(len(lengths), query.shape[1], kv_heads, query.shape[2], splits, query.device)
+    spare.partial.fill_(float("nan"))
+    spare.weights.fill_(float("nan"))
+    out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
+    on_device = torch.tensor(lengths, dtype=torch.int32, device=query.device)
+    decode_attention(query, pages, tables, on_device, out, spare, query.shape[2] ** -0.5, programs, SMALL)
+    assert not spare.arrivals.any(), "the next launch counts from zero"
+    return out
+
+
+def check(
+    lengths: list[int], heads: int, kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    pages, tables = filled(lengths, block_size, kv_heads, head_dim, dtype, device)
+    query = random(len(lengths), heads, head_dim, dtype=dtype, device=device)
+    on_device = torch.tensor(lengths, device=device)
+    wanted = reference(query.double(), pages.double(), tables, on_device, head_dim**-0.5)
+    assert error(run(query, pages, tables, lengths), wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("block_size", [8, 16, 32])
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (17, 1)])
+def test_shapes(block_size: int, head_dim: int, heads: int, kv_heads: int, device: torch.device) -> None:
+    """One token, an empty row, a page's edges, a split's edges, a prime, and more splits than there may be."""
+    check([1, 0, block_size - 1, block_size + 1, 64, 67, 311], heads, kv_heads, head_dim, block_size, torch.float16, device)
+
+
+@settings(max_examples=12, deadline=None)
+@given(lengths=st.lists(st.integers(0, 400), min_size=1, max_size=6))
+def test_lengths(lengths: list[int], device: torch.device) -> None:
+    check(lengths, 4, 2, 64, 16, torch.float32 if device.type == "cpu" else torch.bfloat16, device)
+
+
+def test_strides(device: torch.device) -> None:
+    """Queries out of a fused projection, pages of one layer among several, tables wider than this batch needs."""
+    lengths = [130, 5]
+    pages, tables = filled(lengths, 16, 2, 64, torch.float16, device)
+    apart = torch.full((len(pages), 3, *pages.shape[1:]), float("nan"), dtype=pages.dtype, device=device)
+    apart[:, 1] = pages
+    wide = torch.full((len(tables), 40), -1, dtype=torch.int32, device=device)
+    wide[:, : tables.shape[1]] = tables
+    query = random(2, 12, 64, dtype=torch.float16, device=device)[:, 4:8]
+    assert torch.equal(run(query, apart[:, 1], wide, lengths), run(query.contiguous(), pages, tables, lengths))
+
+
+def test_a_row_depends_on_itself_alone(device: torch.device) -> None:
+    """Bit for bit: alone, among others, and on any number of programs."""
+    lengths = [301, 64, 0, 199]
+    pages, tables = filled(lengths, 16, 2, 64, torch.float16, device)
+    query = random(4, 8, 64, dtype=torch.float16, device=device)
+    together = run(query, pages, tables, lengths)
+    for row, length in enumerate(lengths):
+        alone = run(query[row : row + 1], pages, tables[row : row + 1], [length], programs=3)
+        assert torch.equal(together[row], alone[0])
+
+
+def test_a_scratch_of_another_shape_is_refused(device: torch.device) -> None:
+    pages, tables = filled([3], 16, 2, 64, torch.float16, device)
+    query = random(1, 4, 64, dtype=torch.float16, device=device)
+    spare = scratch(1, 8, 2, 64, SPLITS, device)
+    with pytest.raises(ValueError, match="scratch"):
+        decode_attention(query, pages, tables, torch.tensor([3]), torch.empty_like(query), spare, 1.0, 5, SMALL)
+    with pytest.raises(ValueError, match="power of two"):
+        Splits(64, 3)
