@@ -88,6 +88,7 @@ class EngineConfig(MeshConfig):
         if 0 < value < MAX_CHOICES:
             raise ValueError(f"must hold the {MAX_CHOICES} choices that one request may have")
         return value
+
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
 
 

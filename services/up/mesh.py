@@ -44,7 +44,13 @@ async def serve(options: Options, console: Console) -> int:
 
 async def _run(options: Options, console: Console, broker: Broker | None, stopping: asyncio.Event) -> int:
     url = broker.url if broker else options.redis_url
-    config = MeshConfig(id="up", redis_url=url, model=options.model, dtype=options.dtype)  # type: ignore[arg-type]
+    config = MeshConfig(
+        id="up",
+        redis_url=url,
+        model=options.model,
+        model_shape=options.shape,
+        dtype=options.dtype,  # type: ignore[arg-type]
+    )
     bus = Bus(url, config.served_name, patience_s=BROKER_S)
     children: list[Child] = []
     keeping: list[asyncio.Task[None]] = []
@@ -76,6 +82,7 @@ def _stages(options: Options, url: str) -> list[Child]:
     env = {
         "HEADRACE_REDIS_URL": url,
         "HEADRACE_MODEL": options.model,
+        "HEADRACE_MODEL_SHAPE": options.shape,
         "HEADRACE_DTYPE": options.dtype,
         "HEADRACE_ENGINE_THREADS": str(max(1, usable_cores() // options.counts["engine"])),
         "HEADRACE_STREAMER_HOST": options.host,

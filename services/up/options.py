@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import ConfigError, bundled_model
+from shared.shapes import SHAPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,7 @@ class Options:
     host: str
     port: int
     model: str
+    shape: str  # empty, or the shape of a model of random weights
     dtype: str
     redis_url: str  # empty: start a broker of our own
     ask: str
@@ -28,6 +30,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port of the API, the WebSocket and the page (default 8000)")
     parser.add_argument("--model", default="", help="a GGUF file or a hub-style directory (default SmolLM2-135M-Instruct)")
+    parser.add_argument("--model-shape", choices=SHAPES, default="", help="random weights of this shape, to measure a GPU")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--ask", default="", metavar="QUESTION", help="print a streamed answer and exit")
     parser.add_argument("--verbose", action="store_true", help="show what every process logs")
@@ -37,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         host=given.host,
         port=_free_port(given.host) if given.ask else given.port,
         model=str(Path(given.model).resolve()) if given.model else bundled_model(),
+        shape=given.model_shape,
         dtype=given.dtype,
         redis_url=os.environ.get("REDIS_URL", ""),
         ask=given.ask,

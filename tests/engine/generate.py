@@ -1,20 +1,28 @@
-"""Drives a Forward with hand-made plans: greedy continuation of several prompts, in chunks, over any block tables."""
+"""Drives a device with hand-made plans: greedy continuation of several prompts, in chunks, over any block tables."""
 
 from collections.abc import Sequence
 
-from services.engine.forward import Forward
-from services.engine.plan import Draw, Plan, Row
+from services.engine.plan import Device, Draw, Plan, Row, Sampled
 from shared.messages import Sampling
 
 GREEDY = Sampling(temperature=0.0)
 
 
-def draw(row: int, position: int = 0, sampling: Sampling = GREEDY) -> Draw:
-    return Draw(row, 0, position, sampling, (), (), True)
+def draw(row: int, position: int = 0, sampling: Sampling = GREEDY, slot: int = 0) -> Draw:
+    return Draw(row, 0, position, sampling, (), (), True, slot)
+
+
+def answers(device: Device, plan: Plan) -> list[Sampled]:
+    """Those of this plan, from a device that may work ahead."""
+    got = device.run(plan)
+    if got is None:
+        got = device.run(Plan((), (), ()))
+    assert got is not None
+    return got
 
 
 def generate(
-    forward: Forward,
+    forward: Device,
     prompts: Sequence[Sequence[int]],
     tables: Sequence[Sequence[int]],
     block_size: int,
@@ -29,13 +37,13 @@ def generate(
         live = [i for i, t in enumerate(total) if len(t) < len(prompts[i]) + count]
         live.sort(key=lambda i: ends[i] - computed[i] > 1)  # rows of one token first
         rows = tuple(
-            Row(tuple(total[i][computed[i] : ends[i]]), computed[i], tuple(tables[i][: -(-ends[i] // block_size)]))
+            Row(tuple(total[i][computed[i] : ends[i]]), computed[i], tuple(tables[i][: -(-ends[i] // block_size)]), i)
             for i in live
         )
         whole = [(row, i) for row, i in enumerate(live) if ends[i] == len(total[i])]
-        answers = forward.run(Plan(rows, tuple(draw(row) for row, _ in whole), ()))
+        found = answers(forward, Plan(rows, tuple(draw(row, slot=i) for row, i in whole), ()))
         for i in live:
             computed[i] = ends[i]
-        for (_, i), answer in zip(whole, answers, strict=True):
+        for (_, i), answer in zip(whole, found, strict=True):
             total[i].append(answer.token)
     return [t[len(p) :] for t, p in zip(total, prompts, strict=True)]

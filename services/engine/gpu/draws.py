@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels.penalize import IN_PROMPT, penalize
 from kernels.sample import sample
 from services.engine.gpu.rulebook import Rulebook, penalized
+from services.engine.gpu.transfer import Mark, fetch, send
 from services.engine.plan import Draw, Sampled
 
 
@@ -29,11 +30,11 @@ class Answers:
 
     tokens: Tensor
     report: Report | None
-    arrived: torch.cuda.Event
+    arrived: Mark
 
     def read(self) -> list[Sampled]:
         """Waits until they are there."""
-        self.arrived.synchronize()
+        self.arrived.wait()
         found = [Sampled(token) for token in self.tokens.tolist()]
         if self.report is not None:
             told = (self.report.own.tolist(), self.report.top.tolist(), self.report.top_ids.tolist())
@@ -68,9 +69,7 @@ class Draws:
             rules = replace(rules, rows=torch.arange(len(draws), device=self.device))
         tokens = sample(logits, rules, self.newest, self.book.filtered(slots))
         report = self._after(raw, tokens, draws, odd) if odd else None
-        answers = Answers(_to_host(tokens), report, torch.cuda.Event())
-        answers.arrived.record()
-        return answers
+        return Answers(fetch(tokens), report, Mark(self.device))
 
     def _begin(self, draw: Draw) -> None:
         self.book.begin(draw)
@@ -82,7 +81,7 @@ class Draws:
             seen.index_add_(0, self._ids(draw.output), torch.ones(len(draw.output), dtype=torch.int32, device=self.device))
 
     def _ids(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.int64).pin_memory().to(self.device, non_blocking=True)
+        return send(torch.tensor(ids, dtype=torch.int64), self.device)
 
     def _edited(self, logits: Tensor, slots: Tensor, penalties: Tensor, draws: Sequence[Draw], odd: list[int]) -> Tensor:
         """Penalties, then bias, then the mask of stop ids, in place."""
@@ -92,7 +91,7 @@ class Draws:
         stops = [(at, id) for at in odd if not draws[at].allow_stop for id in draws[at].sampling.stop_ids if id < self.vocab]
         if bias:
             rows, ids, values = zip(*bias, strict=True)
-            amounts = torch.tensor(values, dtype=torch.float32).pin_memory().to(self.device, non_blocking=True)
+            amounts = send(torch.tensor(values, dtype=torch.float32), self.device)
             logits.index_put_((self._ids(rows), self._ids(ids)), amounts, accumulate=True)
         if stops:
             rows, ids = zip(*stops, strict=True)
@@ -113,8 +112,4 @@ class Draws:
         logs = raw[rows].log_softmax(1)
         own = logs.gather(1, tokens[rows].long().clamp_(min=0).unsqueeze(1)).squeeze(1)
         top = logs.topk(max(count for _, count in asked), dim=1)
-        return Report(asked, _to_host(own), _to_host(top.values), _to_host(top.indices))
-
-
-def _to_host(values: Tensor) -> Tensor:
-    return torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+        return Report(asked, fetch(own), fetch(top.values), fetch(top.indices))

@@ -11,6 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kernels.prefill_attention import QUERIES, Group
+from kernels.prefill_attention import plan as lay_out
+from services.engine.gpu.transfer import send, staging
 from services.engine.plan import Plan, Row
 
 Ints = npt.NDArray[np.int32]
@@ -22,7 +25,8 @@ class Arrays:
 
     ids [tokens]: -1 is the token drawn last in the row's slot. rows, positions [tokens]. slot_of, ends [R]: a row's slot, and
     how many tokens its context has (0: padding). drawn, drawn_slots, drawn_ends [D]: the last token of each row that is drawn
-    from, and again its slot and context. firsts [chunks + 1]: where the chunks begin, from the first chunk on. tiles [any, 2].
+    from, and again its slot and context. firsts [chunks + 1]: where the chunks begin, from the first chunk on. tiles [any, 2],
+    starts [chunks]: as kernels/prefill_attention.py lays out its work.
     """
 
     ids: Tensor
@@ -34,6 +38,7 @@ class Arrays:
     drawn_slots: Tensor
     drawn_ends: Tensor
     firsts: Tensor
+    starts: Tensor
     tiles: Tensor
 
 
@@ -45,30 +50,38 @@ class Step:
     rows: int
     decodes: int
     drawn: int  # rows that are drawn from
-    tiles: int
-    longest_chunk_end: int
+    groups: tuple[Group, ...] = ()  # of chunks, for prefill attention
 
     @property
     def chunks(self) -> int:
         return self.rows - self.decodes
 
+    @property
+    def all_drawn(self) -> bool:
+        """Every token is drawn from: a step of decode rows."""
+        return self.drawn == self.tokens
+
 
 class Inputs:
-    """`max_rows` rows, `max_tokens` tokens at most; slot number `max_rows` is nobody's, for padding."""
+    """`max_rows` rows, `max_tokens` tokens at most; slot number `max_rows` is nobody's, for padding.
 
-    def __init__(self, max_rows: int, max_tokens: int, tile: int, ahead: int, device: torch.device) -> None:
-        self.max_rows, self.tile = max_rows, tile
-        self._sizes = (max_tokens,) * 3 + (max_rows,) * 5 + (max_rows + 1, 2 * (max_tokens // tile + max_rows))
+    `room`: tokens whose keys and values prefill attention can have side by side.
+    """
+
+    def __init__(self, max_rows: int, max_tokens: int, room: int, ahead: int, device: torch.device) -> None:
+        self.max_rows, self.room = max_rows, room
+        tiles = max_tokens // QUERIES + max_rows
+        self._sizes = (max_tokens,) * 3 + (max_rows,) * 5 + (max_rows + 1, max_rows, 2 * tiles)
         self._device = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
         # A buffer is written again only when the step it was sent for has been answered.
-        self._pinned = [torch.zeros_like(self._device, device="cpu").pin_memory() for _ in range(ahead + 1)]
+        self._staged = [staging(self._device) for _ in range(ahead + 1)]
         self._turn = 0
         self.arrays = Arrays(*self._device.split(self._sizes))
 
-    def send(self, plan: Plan, padded_rows: int) -> Step:
+    def fill(self, plan: Plan, padded_rows: int) -> Step:
         """Describe a plan, with padding up to `padded_rows` rows if all are decode rows. Asynchronous."""
-        self._turn = (self._turn + 1) % len(self._pinned)
-        staged = self._pinned[self._turn]
+        self._turn = (self._turn + 1) % len(self._staged)
+        staged = self._staged[self._turn]
         views = [part.numpy() for part in staged.split(self._sizes)]
         step = self._write(views, plan, padded_rows)
         self._device.copy_(staged, non_blocking=True)
@@ -76,10 +89,10 @@ class Inputs:
 
     def pad(self, rows: int) -> Step:
         """A step of padding alone."""
-        return self.send(Plan((), (), ()), rows)
+        return self.fill(Plan((), (), ()), rows)
 
     def _write(self, views: list[Ints], plan: Plan, padded_rows: int) -> Step:
-        ids, rows, positions, slot_of, ends, drawn, drawn_slots, drawn_ends, firsts, tiles = views
+        ids, rows, positions, slot_of, ends, drawn, drawn_slots, drawn_ends, firsts, starts, tiles = views
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
         decodes = int(np.cumprod(lengths == 1).sum())
         count = len(plan.rows)
@@ -97,13 +110,13 @@ class Inputs:
         drawn_slots[: len(distinct)] = slot_of[distinct]
         drawn_ends[: len(distinct)] = ends[distinct]
         firsts[: count - decodes + 1] = np.append(begin[decodes:], tokens) - decodes
-        work = plan_tiles(lengths[decodes:].tolist(), ends[decodes:count].tolist(), self.tile)
-        tiles[: 2 * len(work)] = [at for tile in work for at in tile]
-        if decodes == count and padded_rows > count:
+        if decodes == count and padded_rows >= count:
             self._pad(views, count, padded_rows)
-            return Step(padded_rows, padded_rows, padded_rows, padded_rows, 0, 0)
-        longest = max((row.end for row in plan.rows[decodes:]), default=0)
-        return Step(tokens, count, decodes, len(distinct), len(work), longest)
+            return Step(padded_rows, padded_rows, padded_rows, padded_rows)
+        work = lay_out(lengths[decodes:].tolist(), ends[decodes:count].tolist(), self.room)
+        tiles[: 2 * len(work.tiles)] = [at for tile in work.tiles for at in tile]
+        starts[: len(work.starts)] = work.starts
+        return Step(tokens, count, decodes, len(distinct), tuple(work.groups))
 
     def _pad(self, views: list[Ints], count: int, padded: int) -> None:
         ids, rows, positions, slot_of, ends, drawn, drawn_slots, drawn_ends, *_ = views
@@ -129,5 +142,5 @@ class Tables:
                 places += range(row.slot * width + row.told, row.slot * width + len(row.blocks))
                 blocks += row.blocks[row.told :]
         if places:
-            news = torch.tensor([places, blocks], dtype=torch.int64).pin_memory().to(self.all.device, non_blocking=True)
+            news = send(torch.tensor([places, blocks]), self.all.device)
             self._flat[news[0]] = news[1].int()

@@ -40,7 +40,7 @@ class Llama:
         residual, slots = embed(
             ids, rows, positions, arrays.slot_of, newest, tables.all, self.parameters.embedding, pages.shape[2]
         )
-        attention.begin(arrays, step, tables)
+        attention.begin(arrays, step, tables, pages.shape[2])
         x = rms_norm(residual, layers[0].attention_norm.weight, self.spec.rms_eps)
         for layer, page, following in zip(layers[:-1], pages, layers[1:], strict=False):
             query = self.project(x, layer, positions, slots, page)
@@ -53,18 +53,19 @@ class Llama:
         qkv = layer.qkv(x)
         norms = None if layer.qk_norm is None else layer.qk_norm.weight
         rope(qkv, positions, self.turns, slots, page, layer.qkv_bias, norms, self.spec.rms_eps)
-        return qkv[:, : self.spec.heads * self.spec.head_dim].unflatten(1, (self.spec.heads, -1))
+        return qkv[:, : self.spec.heads * self.spec.head_dim].view(len(qkv), self.spec.heads, self.spec.head_dim)
 
     def mlp(self, x: Tensor, residual: Tensor, layer: Layer[NormWeight]) -> Tensor:
         """What the layer's second half adds; `x` is what its first half added."""
         x = rms_norm(residual, layer.mlp_norm.weight, self.spec.rms_eps, x)
-        return layer.down(silu_mul(layer.gate_up(x)))
+        added: Tensor = layer.down(silu_mul(layer.gate_up(x)))
+        return added
 
     def last(self, x: Tensor, residual: Tensor, positions: Tensor, slots: Tensor, arrays: Arrays, step: Step,
              page: Tensor, attention: Attention) -> Tensor:  # fmt: skip
         layer = self.parameters.layers[-1]
         query = self.project(x, layer, positions, slots, page)
-        if step.drawn != step.tokens:
+        if not step.all_drawn:
             drawn = arrays.drawn[: step.drawn]
             query, residual = query[drawn], residual[drawn]
         x = self.mlp(layer.out(attention.drawn(query, page).flatten(1)), residual, layer)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kernels.sample import Rules
+from services.engine.gpu.transfer import send
 from services.engine.noise import seed_at, stream
 from services.engine.plan import Draw
 from shared.messages import Sampling
@@ -48,9 +49,6 @@ class Rulebook:
         """And the penalties, [3, draws]: repetition, frequency, presence."""
         warm = self.warm(slots)
         seeds = [seed_at(self._streams[draw.slot], draw.position) if warm else 0 for draw in draws]
-        ints = self._send(np.array([rows, slots, self._top_k[slots], seeds], np.int64))
-        floats = self._send(self._floats[:, slots])
+        ints = send(np.array([rows, slots, self._top_k[slots], seeds], np.int64), self.device)
+        floats = send(np.ascontiguousarray(self._floats[:, slots]), self.device)  # one row per rule
         return Rules(ints[0], ints[1], floats[0], ints[2], floats[1], floats[2], ints[3]), floats[3:]
-
-    def _send(self, values: "np.ndarray[tuple[int, int], np.dtype[np.generic]]") -> Tensor:
-        return torch.from_numpy(values).pin_memory().to(self.device, non_blocking=True)

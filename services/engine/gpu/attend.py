@@ -1,0 +1,56 @@
+"""Attention of one step: decode rows by one kernel, prefill chunks by another, over tables gathered once for all layers."""
+
+import torch
+from torch import Tensor
+
+from kernels import decode_attention as decode
+from kernels import prefill_attention as prefill
+from kernels.embed import gather_tables
+from services.engine.gpu.inputs import Arrays, Step, Tables
+from services.engine.spec import ModelSpec
+
+
+class Attention:
+    """Scratch memory for steps of up to `max_rows` rows whose contexts have up to `room` tokens."""
+
+    def __init__(self, spec: ModelSpec, max_rows: int, blocks: int, room: int, splits: decode.Splits, dtype: torch.dtype,
+                 device: torch.device) -> None:  # fmt: skip
+        self.scale = spec.head_dim**-0.5
+        self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+        self._spare = decode.scratch(max_rows, spec.heads, spec.kv_heads, spec.head_dim, splits, device)
+        self._room = prefill.scratch(room, spec.kv_heads, spec.head_dim, dtype, device)
+        self._row_tables = torch.zeros(max_rows, blocks, dtype=torch.int32, device=device)
+        self._drawn_tables = torch.zeros_like(self._row_tables)
+
+    def begin(self, arrays: Arrays, step: Step, tables: Tables, block_size: int) -> None:
+        """Gather the block tables of a step's rows."""
+        self._arrays, self._step = arrays, step
+        gather_tables(arrays.slot_of[: step.rows], arrays.ends[: step.rows], tables.all, self._row_tables, block_size)
+        if not step.all_drawn:
+            slots, ends = arrays.drawn_slots[: step.drawn], arrays.drawn_ends[: step.drawn]
+            gather_tables(slots, ends, tables.all, self._drawn_tables, block_size)
+
+    def all(self, query: Tensor, page: Tensor) -> Tensor:
+        """[tokens, heads, head_dim] -> the same, contiguous; the pages hold the step's own keys and values already."""
+        arrays, step = self._arrays, self._step
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        n, rows = step.decodes, slice(step.decodes, step.rows)
+        if n:
+            self._decode(query[:n], page, self._row_tables[:n], arrays.ends[:n], out[:n])
+        if step.chunks:
+            firsts, tiles = arrays.firsts[: step.chunks + 1], arrays.tiles.view(-1, 2)
+            prefill.prefill_attention(
+                query[n:], page, self._row_tables[rows], firsts, arrays.ends[rows], tiles, arrays.starts[: step.chunks],
+                step.groups, out[n:], self._room, self.scale,
+            )  # fmt: skip
+        return out
+
+    def drawn(self, query: Tensor, page: Tensor) -> Tensor:
+        """The same for the queries of the tokens that are drawn from: [drawn, heads, head_dim]."""
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if self._step.all_drawn:
+            return self._decode(query, page, self._row_tables[: len(query)], self._arrays.ends[: len(query)], out)
+        return self._decode(query, page, self._drawn_tables[: len(query)], self._arrays.drawn_ends[: len(query)], out)
+
+    def _decode(self, query: Tensor, page: Tensor, tables: Tensor, ends: Tensor, out: Tensor) -> Tensor:
+        return decode.decode_attention(query, page, tables, ends, out, self._spare, self.scale, self.processors)

@@ -1,0 +1,112 @@
+"""From a configuration to a GPU that serves: weights straight to the device, and pages for what memory is left."""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels import decode_attention as decode
+from services.engine.checkpoint import open_checkpoint
+from services.engine.gpu.attend import Attention
+from services.engine.gpu.device import Gpu
+from services.engine.gpu.llama import Llama, NormWeight
+from services.engine.linear import Dense, dense
+from services.engine.plan import Limits
+from services.engine.spec import ModelSpec, from_config
+from services.engine.weights import Makers, Parameters, Random, load
+from services.engine.weights import build as assemble
+from shared.config import ConfigError, EngineConfig
+from shared.shapes import SHAPES
+
+GPU = Limits(max_running=256, token_budget=2048, prefill_budget=8192)
+TRIAL = 2  # blocks beyond those of the largest prefill, while the memory of a step is measured
+LOGITS = 3  # times the logits of a full step: they are copied where they are edited, and for logprobs
+
+
+class Head:
+    """hidden -> vocab, in float32 logits: rounded to bfloat16, near ones would be equal."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.t()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return x @ self.weight
+        return torch.mm(x, self.weight, out_dtype=torch.float32)
+
+
+def build(config: EngineConfig, name: str) -> Gpu:
+    """Raises ConfigError, BadModel."""
+    if config.dtype == "float32":
+        raise ConfigError("HEADRACE_DTYPE=float32: a GPU serves bfloat16; use it, or HEADRACE_ENGINE_DEVICE=cpu")
+    device = torch.device(name)
+    torch.cuda.set_device(device)
+    return open_device(config, device, GPU.over(config.max_running, config.token_budget, config.prefill_budget))
+
+
+def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> Gpu:
+    dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    with torch.inference_mode():
+        spec, parameters = _load(config, device, dtype)
+        context = min(config.max_context or spec.max_positions, spec.max_positions)
+        model = Llama(spec, parameters, context)
+        room = max(context, limits.prefill_budget)
+        blocks = -(-context // config.block_size)
+        attention = Attention(spec, limits.max_running, blocks, room, decode.DETERMINISTIC, dtype, device)
+
+        def gpu_of(blocks: int) -> Gpu:
+            shape = (spec.layers, blocks, config.block_size, 2 * spec.kv_heads, spec.head_dim)
+            pages = torch.empty(shape, dtype=dtype, device=device)
+            return Gpu(model, pages, attention, limits, context, room)
+
+        largest = min(context - 1, limits.prefill_budget)
+        gpu = gpu_of(_blocks(config, spec, gpu_of, limits, largest, device))
+        gpu.warm_up(largest)
+    return gpu
+
+
+def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[ModelSpec, Parameters[NormWeight]]:
+    makers = Makers(
+        layer=lambda matrix: Dense(matrix, dtype),
+        head=lambda matrix: Head(dense(matrix).to(dtype)),
+        norm=lambda weight, eps: NormWeight(weight.to(dtype), eps),
+        dtype=dtype,
+    )
+    if config.model_shape:
+        spec = from_config(SHAPES[config.model_shape])
+        return spec, assemble(spec, Random(device, dtype), makers, paired=True)
+    checkpoint = open_checkpoint(Path(config.model), str(device))
+    return checkpoint.spec, load(checkpoint, makers)
+
+
+def _blocks(
+    config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], limits: Limits, largest: int, device: torch.device
+) -> int:
+    """Blocks of the page pool, block 0 included: what the share leaves when the largest step has what it needs."""
+    least = -(-(config.max_context or spec.max_positions) // config.block_size) + 1
+    asked = -(-config.kv_tokens // config.block_size) + 1
+    per_block = 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim * config.block_size
+    affordable = _left(config, spec, gpu_of, limits, largest, device) // per_block if device.type == "cuda" else asked
+    blocks = min(asked, affordable) if config.kv_tokens else affordable
+    if blocks < min(least, asked if config.kv_tokens else least):
+        raise ConfigError(
+            f"the GPU has room for {max(blocks - 1, 0) * config.block_size} tokens of KV, less than one context of "
+            f"{(least - 1) * config.block_size}: lower HEADRACE_MAX_CONTEXT, or raise HEADRACE_ENGINE_GPU_SHARE"
+        )
+    return blocks
+
+
+def _left(
+    config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], limits: Limits, largest: int, device: torch.device
+) -> int:
+    """Bytes for pages: the share of the GPU's memory, less what is taken and what the largest step takes, by trial."""
+    torch.cuda.reset_peak_memory_stats(device)
+    gpu_of(TRIAL + largest // config.block_size).warm_up(largest)
+    step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    step += LOGITS * 4 * spec.vocab_size * limits.max_running
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return int(free - (1 - config.gpu_share) * total - step)

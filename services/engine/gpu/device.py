@@ -1,0 +1,75 @@
+"""The GPU side of an engine: a plan in, the tokens of the plan before it out. Called from one thread.
+
+The host works one plan ahead: while the device computes step k, step k+1 is written, sent and started, its input being tokens
+that nobody on the host has seen. All work goes to one stream, so plans run in order.
+"""
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from services.engine.gpu.attend import Attention
+from services.engine.gpu.draws import Answers, Draws
+from services.engine.gpu.graphs import Graphs
+from services.engine.gpu.inputs import Inputs, Step, Tables
+from services.engine.gpu.llama import Llama
+from services.engine.gpu.transfer import Stream, send
+from services.engine.plan import Draw, Limits, Plan, Row, Sampled
+from shared.messages import Sampling
+
+AHEAD = 1
+
+
+class Gpu:
+    """`pages` [layers, blocks, block_size, 2 * kv_heads, head_dim]; block 0 takes what padding writes."""
+
+    def __init__(self, model: Llama, pages: Tensor, attention: Attention, limits: Limits, context: int, room: int) -> None:
+        device, self.block_size = pages.device, pages.shape[2]
+        self.model, self.pages, self.attention = model, pages, attention
+        self.limits, self.blocks = limits, pages.shape[1]
+        self.stream = Stream(device)
+        self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device)
+        self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
+        self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
+        self.graphs = Graphs(lambda rows: self._hidden(Step(rows, rows, rows, rows)), limits.max_running)
+        self._flights: deque[Answers | None] = deque()
+
+    def run(self, plan: Plan) -> list[Sampled] | None:
+        """Token -1: the draw's logits were not finite."""
+        with torch.inference_mode(), self.stream():
+            if plan.rows:
+                self._flights.append(self._start(plan))
+            if plan.rows and len(self._flights) <= AHEAD:
+                return None
+            oldest = self._flights.popleft()
+            return oldest.read() if oldest is not None else []
+
+    def _start(self, plan: Plan) -> Answers | None:
+        if plan.copies:
+            source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
+            self.pages[:, target] = self.pages[:, source]
+        self.tables.update(plan.rows)
+        alike = all(len(row.tokens) == 1 for row in plan.rows) and len(plan.draws) == len(plan.rows)
+        if alike:
+            step = self.inputs.fill(plan, self.graphs.padded(len(plan.rows)))
+            hidden = self.graphs.run(step.rows)
+        else:
+            step = self.inputs.fill(plan, 0)
+            hidden = self._hidden(step)
+        if not plan.draws:
+            return None
+        distinct = len({draw.row for draw in plan.draws})
+        return self.draws.draw(self.model.parameters.head(hidden[:distinct]), plan.draws)
+
+    def _hidden(self, step: Step) -> Tensor:
+        return self.model.hidden(self.inputs.arrays, step, self.tables, self.draws.newest, self.pages, self.attention)
+
+    def warm_up(self, tokens: int) -> None:
+        """Run a prefill of so many tokens and a decode step on block 0, so that no request pays for what comes first."""
+        draw = Draw(0, 0, 0, Sampling(temperature=0.0), (), (), True)
+        blocks = (0,) * -(-(tokens + 1) // self.block_size)
+        self.run(Plan((Row((0,) * tokens, 0, blocks),), (draw,), ()))
+        self.run(Plan((Row((0,), tokens, blocks, 0, 0),), (draw,), ()))
+        while self._flights:
+            self.run(Plan((), (), ()))
