@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from services.engine.plan import PENDING, Draw, Row
 from services.engine.sequence import Sequence
 
+PENDING_ROW = (PENDING,)
+
 
 @dataclass(slots=True)
 class Share:
@@ -26,27 +28,23 @@ class Flight:
 def take_row(share: Share, block_size: int) -> Row:
     """The row of a share; what it computes counts as computed from here on."""
     sequence, start, end = share.sequence, share.sequence.computed, share.sequence.computed + share.chunk
-    tokens = tuple(sequence.tokens[start:end]) or (PENDING,)
+    tokens = tuple(sequence.tokens[start:end]) or PENDING_ROW
     blocks = tuple(sequence.blocks[: -(-end // block_size)])
-    row = Row(tokens, start, blocks, sequence.slot, min(sequence.told, len(blocks)))
+    told = sequence.told
     sequence.computed, sequence.told = end, len(blocks)
-    return row
+    return Row(tokens, start, blocks, sequence.slot, told)
 
 
 def take_draw(sequence: Sequence, row: int) -> Draw:
     """One more token for a sequence; it counts from here on."""
-    history = sequence.penalized and not sequence.begun
-    draw = Draw(
-        row=row,
-        choice=sequence.choice,
-        position=sequence.output_length,
-        sampling=sequence.sampling,
-        prompt=tuple(sequence.tokens[: sequence.prompt_length]) if history else (),
-        output=tuple(sequence.tokens[sequence.prompt_length :]) if history else (),
-        allow_stop=sequence.output_length + 1 >= sequence.sampling.min_tokens,
-        slot=sequence.slot,
-        begins=not sequence.begun,
-    )
+    begins, sampling = not sequence.begun, sequence.sampling
+    position = len(sequence.tokens) + sequence.pending - sequence.prompt_length
+    prompt: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+    if begins and sequence.penalized:
+        prompt = tuple(sequence.tokens[: sequence.prompt_length])
+        output = tuple(sequence.tokens[sequence.prompt_length :])
     sequence.pending += 1
     sequence.begun = True
-    return draw
+    allow_stop = position + 1 >= sampling.min_tokens
+    return Draw(row, sequence.choice, position, sampling, prompt, output, allow_stop, sequence.slot, begins)

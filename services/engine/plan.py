@@ -1,15 +1,17 @@
-"""What one engine step will do: plain data between policy (schedule) and device (forward). Pure, frozen, broadcastable."""
+"""What one engine step will do: plain data between policy (schedule) and device (forward). Pure, frozen, broadcastable.
+
+Rows, draws and their answers are made anew for every sequence in every step, so they are tuples.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shared.messages import Logprob, Sampling
 
 PENDING = -1  # a token that is drawn but not told yet: the device has it
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One sequence's share of a merge step: `tokens` at positions `start` onward, over the blocks of its block table.
 
     A decode row has one token, which may be PENDING: the newest one drawn for `slot`. A prefill row has a chunk of known
@@ -27,8 +29,7 @@ class Row:
         return self.start + len(self.tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
+class Draw(NamedTuple):
     """One token to sample, from the logits of the last position of row `row`; several draws may share a row (n > 1).
 
     `slot` is the drawing sequence's place, from 0, which it keeps while it runs. `position` counts output tokens, so noise
@@ -61,8 +62,7 @@ class Plan:
         return sum(len(row.tokens) for row in self.rows)
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """The answer to one draw. `logprob` is None unless the draw's sampling asks for it."""
 
     token: int

@@ -97,7 +97,7 @@ class Scheduler:
             if not chunk or not sequence.running or sequence.certain_end:
                 continue
             share = Share(sequence, chunk)
-            if self._grow(share):
+            if self._has_room(sequence, chunk) or self._grow(share):
                 shares.append(share)
                 budget -= chunk
         # Growing may have preempted a younger sequence that had its place in this step already.
@@ -105,10 +105,10 @@ class Scheduler:
 
     def _by_need(self) -> Iterator[Sequence]:
         """Running sequences that owe one token, then those that owe more, then new ones as they are admitted."""
-        now = list(self.running)
+        now = [(sequence, sequence.owed) for sequence in self.running]
         before = self.preemptions
-        yield from (sequence for sequence in now if sequence.owed == 1)
-        yield from (sequence for sequence in now if sequence.owed > 1)
+        yield from (sequence for sequence, owed in now if owed == 1)
+        yield from (sequence for sequence, owed in now if owed > 1)
         while self.preemptions == before and (admitted := self._admit()) is not None:
             yield admitted
 
@@ -135,6 +135,11 @@ class Scheduler:
 
     def _places(self) -> int:
         return self.max_running - sum(1 + sequence.unforked for sequence in self.running)
+
+    def _has_room(self, sequence: Sequence, chunk: int) -> bool:
+        """Most decode rows write into a block that is theirs already."""
+        at = sequence.computed // self.pages.block_size
+        return chunk == 1 and at < len(sequence.blocks) and not self.pages.shared(sequence.blocks[at])
 
     def _grow(self, share: Share) -> bool:
         """Make the pages of a share writable, preempting the youngest if need be. False: it was preempted itself."""
@@ -201,8 +206,10 @@ class Scheduler:
     def commit(self, sampled: Seq[Sampled]) -> list[tuple[Sequence, Sampled]]:
         """Take the tokens of the oldest plan in flight. Returns each sequence that advanced with its token."""
         flight = self._flights.popleft()
+        size = self.pages.block_size
         for sequence in flight.planned:
-            self._publish(sequence)
+            if sequence.computed >= (sequence.published + 1) * size:
+                self._publish(sequence)
         drawn = [pair for pair in zip(flight.drawing, sampled, strict=True) if not pair[0].done]
         for sequence, token in drawn:
             self._advance(sequence, token)
@@ -213,8 +220,8 @@ class Scheduler:
             sequence.broken = True
         else:
             sequence.append(sampled.token)
-            sequence.check()
         if sequence.done:
+            sequence.check()
             self._leave(sequence)
 
     def _fork(self, leader: Sequence, nth: int) -> Sequence:
