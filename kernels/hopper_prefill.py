@@ -5,7 +5,12 @@ to 64 queries each. A group weighs this tile's scores while it multiplies the la
 groups drift apart, so that one's exponentials hide behind the other's products. After Shah et al., "FlashAttention-3" (2024).
 """
 
+from dataclasses import dataclass
+from functools import cache
+
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -22,6 +27,33 @@ LOG2E = gl.constexpr(1.4426950408889634)
 HIDDEN = gl.constexpr(-1.0e30)  # finite: a query that sees nothing of its first tile must not make a NaN
 QUERIES = 128
 KEYS = 128
+STAGES = 2
+GATHERED = 128  # gathered rows begin at multiples of this: a tile of keys never shows a neighbour's
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Keys and values of rows one behind the other, as the copy engine reads them."""
+
+    both: Tensor  # [tokens, 2 * kv_heads * head_dim]
+    keys: TensorDescriptor
+    values: TensorDescriptor
+
+
+@triton.jit
+def _gather(pages, tables, starts, ends, both, page_stride, token_stride, table_row, WIDTH: tl.constexpr,
+            BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
+    """A row's pages, one behind the other: [tokens, 2 * kv_heads * head_dim], zeros from its end to the next row."""
+    row = tl.program_id(1)
+    end = tl.load(ends + row)
+    at = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.arange(0, triton.next_power_of_2(WIDTH))
+    inside = (at < tl.cdiv(end, ROUND) * ROUND)[:, None] & (column < WIDTH)[None, :]
+    block = tl.load(tables + row * table_row + at // BLOCK_SIZE, mask=at < end, other=0).to(tl.int64)
+    source = block * page_stride + at % BLOCK_SIZE * token_stride
+    found = tl.load(pages + source[:, None] + column[None, :], mask=inside & (at < end)[:, None], other=0.0)
+    target = (tl.load(starts + row) + at).to(tl.int64) * WIDTH
+    tl.store(both + target[:, None] + column[None, :], found, mask=inside)
 
 
 @gluon.jit
@@ -173,22 +205,42 @@ def _prefill(query, keys, values, starts, firsts, ends, tiles, out, scale, out_r
     )  # fmt: skip
 
 
-def hopper_prefill(
-    query: Tensor, both: Tensor, starts: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float,
-    stages: int = 2,
-) -> Tensor:  # fmt: skip
-    heads, head_dim = query.shape[1:]
-    kv_heads = both.shape[1] // 2
-    kind = gl.float16 if query.dtype == torch.float16 else gl.bfloat16
-    flat = both.flatten(1)
+def serves(head_dim: int, dtype: torch.dtype, device: torch.device) -> bool:
+    halves = dtype in (torch.bfloat16, torch.float16)
+    return halves and head_dim in (64, 128) and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
-    def described(tensor: Tensor, rows: int) -> TensorDescriptor:
-        box = [rows, head_dim]
-        return TensorDescriptor.from_tensor(tensor, box, gl.NVMMASharedLayout.get_default_for(box, kind))
 
-    _prefill[(len(tiles) * heads,)](
-        described(query.flatten(1), QUERIES // 2), described(flat[:, : kv_heads * head_dim], KEYS),
-        described(flat[:, kv_heads * head_dim :], KEYS), starts, firsts, ends, tiles, out, scale, out.stride(0), out.stride(1),
-        heads, kv_heads, head_dim, QUERIES, KEYS, stages, num_warps=4,
+def gathered(tokens: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Gathered:
+    both = torch.empty(tokens, 2 * kv_heads * head_dim, dtype=dtype, device=device)
+    keys, values = both.split(kv_heads * head_dim, 1)
+    return Gathered(both, _described(keys, KEYS, head_dim), _described(values, KEYS, head_dim))
+
+
+@cache
+def _layout(rows: int, head_dim: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([rows, head_dim], gl.float16 if dtype == torch.float16 else gl.bfloat16)
+
+
+def _described(tensor: Tensor, rows: int, head_dim: int) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(tensor, [rows, head_dim], _layout(rows, head_dim, tensor.dtype))
+
+
+def gather(pages: Tensor, tables: Tensor, starts: Tensor, ends: Tensor, gathered: Gathered, longest: int) -> None:
+    """Copy the rows' pages to where their `starts` say, zeros after their ends."""
+    tokens = 4
+    _gather[(-(-longest // GATHERED) * GATHERED // tokens, len(ends))](
+        pages, tables, starts, ends, gathered.both, pages.stride(0), pages.stride(1), tables.stride(0),
+        pages.shape[2] * pages.shape[3], pages.shape[1], tokens, GATHERED, num_warps=4,
     )  # fmt: skip
-    return out
+
+
+def attend(
+    query: Tensor, gathered: Gathered, starts: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float
+) -> None:
+    heads, head_dim = query.shape[1:]
+    flat = query.as_strided((len(query), heads * head_dim), (query.stride(0), 1))
+    _prefill[(len(tiles) * heads,)](
+        _described(flat, QUERIES // 2, head_dim), gathered.keys, gathered.values, starts, firsts, ends, tiles, out, scale,
+        out.stride(0), out.stride(1), heads, gathered.both.shape[1] // (2 * head_dim), head_dim, QUERIES, KEYS, STAGES,
+        num_warps=4,
+    )  # fmt: skip

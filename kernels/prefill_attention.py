@@ -1,6 +1,6 @@
 """Prefill attention: ragged, causal, over a cached prefix and the new tokens, whose keys and values are in the pages already.
 
-    query  [tokens, heads, head_dim]                           the rows' new tokens, packed; any strides but the last
+    query  [tokens, heads, head_dim]                           the rows' new tokens, packed; any row stride
     firsts int32 [rows + 1]                                    where each row's new tokens begin in `query`
     ends   int32 [rows]                                        tokens of a row in all: cached prefix + new
     pages  [blocks, block_size, 2 * kv_heads, head_dim]        one layer: key heads first, then value heads
@@ -21,22 +21,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kernels import hopper_prefill
+from kernels.hopper_prefill import GATHERED
 
 LOG2E = tl.constexpr(math.log2(math.e))
 QUERIES = 128  # new tokens a tile
-GATHERED = 128  # rows of the gathered keys and values begin at multiples of this: a tile never shows a neighbour
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What is tuned: queries and keys a tile, warps a program, tiles in flight, whether loads have a warp of their own."""
-
-    queries: int = 128
-    keys: int = 128
-    warps: int = 8
-    stages: int = 2
-    specialize: bool = False
+KEYS, WARPS, STAGES = 64, 8, 2  # keys a tile, warps a program, tiles in flight: within 99 KB of shared memory at head_dim 128
 
 
 @dataclass(frozen=True)
@@ -57,8 +48,16 @@ class Plan:
     groups: list[Group]
 
 
+@dataclass(frozen=True)
+class Scratch:
+    """Room for the keys and values that are gathered at once."""
+
+    tokens: int
+    gathered: hopper_prefill.Gathered | None  # None: pages are read where they are
+
+
 def plan(new: Sequence[int], ends: Sequence[int], room: int) -> Plan:
-    """Rows in order, as many a group as `room` tokens hold; a group's tiles with the most keys first: none is left for its end."""
+    """Rows in order, as many a group as `room` tokens hold; a group's longest tiles first, so that none is left for its end."""
     laid = Plan([], [], [])
     first = used = 0
     for row, end in enumerate(ends):
@@ -163,7 +162,7 @@ def _paged_tiles(
 
 
 @triton.jit
-def _prefill_paged(
+def _prefill(
     query, pages, tables, firsts, ends, tiles, out, scale,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
@@ -190,110 +189,31 @@ def _prefill_paged(
     _finish(out, acc, total, token, live, head, out_row, out_head, HEAD_DIM, DIM)
 
 
-@triton.jit
-def _gather(pages, tables, starts, ends, both, page_stride, token_stride, table_row, WIDTH: tl.constexpr,
-            BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
-    """A row's pages, one behind the other: [tokens, 2 * kv_heads * head_dim], zeros from its end to the next row."""
-    row = tl.program_id(1)
-    end = tl.load(ends + row)
-    at = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    column = tl.arange(0, triton.next_power_of_2(WIDTH))
-    inside = (at < tl.cdiv(end, ROUND) * ROUND)[:, None] & (column < WIDTH)[None, :]
-    block = tl.load(tables + row * table_row + at // BLOCK_SIZE, mask=at < end, other=0).to(tl.int64)
-    source = block * page_stride + at % BLOCK_SIZE * token_stride
-    found = tl.load(pages + source[:, None] + column[None, :], mask=inside & (at < end)[:, None], other=0.0)
-    target = (tl.load(starts + row) + at).to(tl.int64) * WIDTH
-    tl.store(both + target[:, None] + column[None, :], found, mask=inside)
-
-
-@triton.jit
-def _gathered_tiles(q, keys, values, start, column, low, high, position, peak, total, acc, scale, KEYS: tl.constexpr,
-                    STAGES: tl.constexpr, MASKED: tl.constexpr, SPECIALIZE: tl.constexpr):  # fmt: skip
-    for at in tl.range(low, high, KEYS, num_stages=STAGES, warp_specialize=SPECIALIZE):
-        key = keys.load([start + at, column])
-        value = values.load([start + at, column])
-        peak, total, acc = _fold(q, key.T, value, at, position, peak, total, acc, scale, KEYS, MASKED)
-    return peak, total, acc
-
-
-@triton.jit
-def _prefill_gathered(
-    query, keys, values, starts, firsts, ends, tiles, out, scale, query_row, query_head, out_row, out_head,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
-):  # fmt: skip
-    row, head, token, live, offset, end, q = _begin(
-        query, firsts, ends, tiles, query_row, query_head, HEADS, HEAD_DIM, DIM, QUERIES
-    )
-    position = offset + tl.arange(0, QUERIES)
-    peak = tl.full([QUERIES], float("-inf"), tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    acc = tl.zeros([QUERIES, DIM], tl.float32)
-    start = tl.load(starts + row)
-    column = head // (HEADS // KV_HEADS) * HEAD_DIM
-    whole = (offset + 1) // KEYS * KEYS  # tiles that every query of this one sees to the end
-    peak, total, acc = _gathered_tiles(
-        q, keys, values, start, column, 0, whole, position, peak, total, acc, scale * LOG2E, KEYS, STAGES, False, SPECIALIZE
-    )
-    peak, total, acc = _gathered_tiles(
-        q, keys, values, start, column, whole, tl.minimum(end, offset + QUERIES), position, peak, total, acc,
-        scale * LOG2E, KEYS, STAGES, True, False,
-    )  # fmt: skip
-    _finish(out, acc, total, token, live, head, out_row, out_head, HEAD_DIM, DIM)
-
-
-def gather(pages: Tensor, tables: Tensor, starts: Tensor, ends: Tensor, both: Tensor, longest: int) -> None:
-    """Copy the rows' pages into `both` [tokens, 2 * kv_heads, head_dim], row r from starts[r] (a multiple of GATHERED) on."""
-    tokens = 4
-    _gather[(-(-longest // GATHERED) * GATHERED // tokens, len(ends))](
-        pages, tables, starts, ends, both, pages.stride(0), pages.stride(1), tables.stride(0),
-        pages.shape[2] * pages.shape[3], pages.shape[1], tokens, GATHERED, num_warps=4,
-    )  # fmt: skip
-
-
-def prefill_gathered(
-    query: Tensor, both: Tensor, starts: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float,
-    launch: Launch,
-) -> Tensor:  # fmt: skip
-    heads, head_dim = query.shape[1:]
-    kv_heads = both.shape[1] // 2
-    dim = triton.next_power_of_2(head_dim)
-    flat = both.flatten(1)
-    box = [launch.keys, dim]
-    keys = TensorDescriptor.from_tensor(flat[:, : kv_heads * head_dim], box)
-    values = TensorDescriptor.from_tensor(flat[:, kv_heads * head_dim :], box)
-    _prefill_gathered[(len(tiles) * heads,)](
-        query, keys, values, starts, firsts, ends, tiles, out, scale, query.stride(0), query.stride(1), out.stride(0),
-        out.stride(1), heads, kv_heads, head_dim, dim, launch.queries, launch.keys, launch.stages, launch.specialize,
-        num_warps=launch.warps,
-    )  # fmt: skip
-    return out
-
-
-def prefill_paged(
-    query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float,
-    launch: Launch,
-) -> Tensor:  # fmt: skip
-    heads, head_dim = query.shape[1:]
-    _prefill_paged[(len(tiles) * heads,)](
-        query, pages, tables, firsts, ends, tiles, out, scale, query.stride(0), query.stride(1), pages.stride(0),
-        pages.stride(1), pages.stride(2), tables.stride(0), out.stride(0), out.stride(1), heads, pages.shape[2] // 2,
-        head_dim, triton.next_power_of_2(head_dim), pages.shape[1], launch.queries, launch.keys, launch.stages,
-        num_warps=launch.warps,
-    )  # fmt: skip
-    return out
-
-
-def scratch(room: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for gathered keys and values: at least the longest row's tokens. One serves all layers."""
-    return torch.empty(-(-room // GATHERED) * GATHERED, 2 * kv_heads, head_dim, dtype=dtype, device=device)
+def scratch(room: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Scratch:
+    """For at least the longest row's tokens. One serves all layers."""
+    tokens = -(-room // GATHERED) * GATHERED
+    by_hand = hopper_prefill.serves(head_dim, dtype, device)
+    return Scratch(tokens, hopper_prefill.gathered(tokens, kv_heads, head_dim, dtype, device) if by_hand else None)
 
 
 def prefill_attention(
     query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, starts: Tensor,
-    groups: Sequence[Group], out: Tensor, scratch: Tensor, scale: float,
+    groups: Sequence[Group], out: Tensor, scratch: Scratch, scale: float,
 ) -> Tensor:  # fmt: skip
-    """`tiles`, `starts` and `groups` are of one `plan` for a room of len(scratch)."""
-    for group in groups:
-        prefill_paged(query, pages, tables, firsts, ends, tiles[group.tiles], out, scale, Launch(128, 64, 8, 3))
+    """`tiles`, `starts` and `groups` are of one `plan` for the scratch's room."""
+    heads, head_dim = query.shape[1:]
+    if any(tensor.stride()[-2:] != (head_dim, 1) for tensor in (query, pages)) or tables.stride(1) != 1 or out.stride(2) != 1:
+        raise ValueError("heads of query and pages, and the last dimension of tables and out, must be contiguous")
+    if scratch.gathered is not None:
+        for group in groups:
+            hopper_prefill.gather(
+                pages, tables[group.rows], starts[group.rows], ends[group.rows], scratch.gathered, group.longest
+            )
+            hopper_prefill.attend(query, scratch.gathered, starts, firsts, ends, tiles[group.tiles], out, scale)
+    elif len(tiles):
+        _prefill[(len(tiles) * heads,)](
+            query, pages, tables, firsts, ends, tiles, out, scale, query.stride(0), query.stride(1), pages.stride(0),
+            pages.stride(1), pages.stride(2), tables.stride(0), out.stride(0), out.stride(1), heads, pages.shape[2] // 2,
+            head_dim, triton.next_power_of_2(head_dim), pages.shape[1], QUERIES, KEYS, STAGES, num_warps=WARPS,
+        )  # fmt: skip
     return out
