@@ -134,6 +134,7 @@ def _begin(query, firsts, ends, tiles, query_row, query_head, HEADS: tl.constexp
 def _finish(out, acc, total, token, live, head, out_row, out_head, HEAD_DIM: tl.constexpr, DIM: tl.constexpr):
     d = tl.arange(0, DIM)
     where = token.to(tl.int64)[:, None] * out_row + head * out_head + d[None, :]
+    total = tl.where(live, total, 1.0)  # a tile of padding has seen nothing
     tl.store(out + where, (acc / total[:, None]).to(out.dtype.element_ty), mask=live[:, None] & (d < HEAD_DIM)[None, :])
 
 
@@ -201,7 +202,7 @@ def prefill_attention(
     groups: Sequence[Group], out: Tensor, scratch: Scratch, scale: float,
 ) -> Tensor:  # fmt: skip
     """`tiles`, `starts` and `groups` are of one `plan` for the scratch's room."""
-    heads, head_dim = query.shape[1:]
+    head_dim = query.shape[2]
     if any(tensor.stride()[-2:] != (head_dim, 1) for tensor in (query, pages)) or tables.stride(1) != 1 or out.stride(2) != 1:
         raise ValueError("heads of query and pages, and the last dimension of tables and out, must be contiguous")
     if scratch.gathered is not None:
@@ -210,7 +211,19 @@ def prefill_attention(
                 pages, tables[group.rows], starts[group.rows], ends[group.rows], scratch.gathered, group.longest
             )
             hopper_prefill.attend(query, scratch.gathered, starts, firsts, ends, tiles[group.tiles], out, scale)
-    elif len(tiles):
+    else:
+        prefill_in_place(query, pages, tables, firsts, ends, tiles, out, scale)
+    return out
+
+
+def prefill_in_place(
+    query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float
+) -> Tensor:
+    """Reads the pages where they lie: best for short rows. The launch depends on the number of tiles alone, so a CUDA graph
+    may replay it; a tile of a row without new tokens writes nothing.
+    """
+    heads, head_dim = query.shape[1:]
+    if len(tiles):
         _prefill[(len(tiles) * heads,)](
             query, pages, tables, firsts, ends, tiles, out, scale, query.stride(0), query.stride(1), pages.stride(0),
             pages.stride(1), pages.stride(2), tables.stride(0), out.stride(0), out.stride(1), heads, pages.shape[2] // 2,

@@ -4,9 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.prefill_attention import plan, prefill_attention, reference, scratch
+from kernels.prefill_attention import GATHERED, plan, prefill_attention, reference, scratch
 from tests.kernels.paged import error, filled, random
 
 

@@ -17,9 +17,10 @@ class Attention:
                  device: torch.device) -> None:  # fmt: skip
         self.scale = spec.head_dim**-0.5
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
-        self._spare = decode.scratch(max_rows, spec.heads, spec.kv_heads, spec.head_dim, splits, device)
+        rows = max_rows + 1  # one more, of padding
+        self._spare = decode.scratch(rows, spec.heads, spec.kv_heads, spec.head_dim, splits, device)
         self._room = prefill.scratch(room, spec.kv_heads, spec.head_dim, dtype, device)
-        self._row_tables = torch.zeros(max_rows, blocks, dtype=torch.int32, device=device)
+        self._row_tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
         self._drawn_tables = torch.zeros_like(self._row_tables)
 
     def begin(self, arrays: Arrays, step: Step, tables: Tables, block_size: int) -> None:
@@ -34,16 +35,15 @@ class Attention:
         """[tokens, heads, head_dim] -> the same, contiguous; the pages hold the step's own keys and values already."""
         arrays, step = self._arrays, self._step
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        n, rows = step.decodes, slice(step.decodes, step.rows)
-        if n:
-            self._decode(query[:n], page, self._row_tables[:n], arrays.ends[:n], out[:n])
-        if step.chunks:
-            firsts, tiles = arrays.firsts[: step.chunks + 1], arrays.tiles.view(-1, 2)
-            prefill.prefill_attention(
-                query[n:], page, self._row_tables[rows], firsts, arrays.ends[rows], tiles, arrays.starts[: step.chunks],
-                step.groups, out[n:], self._room, self.scale,
-            )  # fmt: skip
-        return out
+        if n := step.decodes:  # what is no decode row gets zeros here, and its answer below
+            self._decode(query[:n], page, self._row_tables[:n], arrays.decode_ends[:n], out[:n])
+        tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.ends[: step.rows]
+        tiles, starts = arrays.tiles[: 2 * step.tiles].view(-1, 2), arrays.starts[: step.rows]
+        if step.groups is None:
+            return prefill.prefill_in_place(query, page, tables, firsts, ends, tiles, out, self.scale)
+        return prefill.prefill_attention(
+            query, page, tables, firsts, ends, tiles, starts, step.groups, out, self._room, self.scale
+        )
 
     def drawn(self, query: Tensor, page: Tensor) -> Tensor:
         """The same for the queries of the tokens that are drawn from: [drawn, heads, head_dim]."""

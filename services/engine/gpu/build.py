@@ -20,7 +20,7 @@ from services.engine.weights import build as assemble
 from shared.config import ConfigError, EngineConfig
 from shared.shapes import SHAPES
 
-GPU = Limits(max_running=256, token_budget=2048, prefill_budget=8192)
+GPU = Limits(max_running=512, token_budget=2048, prefill_budget=8192)
 TRIAL = 2  # blocks beyond those of the largest prefill, while the memory of a step is measured
 LOGITS = 3  # times the logits of a full step: they are copied where they are edited, and for logprobs
 

@@ -16,9 +16,18 @@ from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
 from services.engine.gpu.transfer import Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
+from services.engine.spec import ModelSpec
 from shared.messages import Sampling
 
 AHEAD = 1
+HOST_S = 0.025  # what the host takes to start a prefill step kernel by kernel, and some more
+RATE = 600e12  # floating-point operations a second, about, of a GPU at matrix products
+
+
+def graphed_tokens(spec: ModelSpec) -> int:
+    """Up to so many tokens, the device finishes a step sooner than the host starts it kernel by kernel."""
+    layer = spec.hidden * ((2 * spec.heads + 2 * spec.kv_heads) * spec.head_dim + 3 * spec.intermediate)
+    return max(64, int(HOST_S * RATE / (2 * spec.layers * layer)) // 64 * 64)
 
 
 class Gpu:
@@ -32,7 +41,7 @@ class Gpu:
         self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
-        self.graphs = Graphs(lambda rows: self._hidden(Step(rows, rows, rows, rows)), limits.max_running)
+        self.graphs = Graphs(self._hidden, limits.max_running, min(graphed_tokens(model.spec), limits.prefill_budget))
         self._flights: deque[Answers | None] = deque()
 
     def run(self, plan: Plan) -> list[Sampled] | None:
@@ -50,13 +59,9 @@ class Gpu:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
             self.pages[:, target] = self.pages[:, source]
         self.tables.update(plan.rows)
-        alike = all(len(row.tokens) == 1 for row in plan.rows) and len(plan.draws) == len(plan.rows)
-        if alike:
-            step = self.inputs.fill(plan, self.graphs.padded(len(plan.rows)))
-            hidden = self.graphs.run(step.rows)
-        else:
-            step = self.inputs.fill(plan, 0)
-            hidden = self._hidden(step)
+        padded = self.graphs.padded(plan)
+        step = self.inputs.fill(plan, padded)
+        hidden = self._hidden(step) if padded is None else self.graphs.run(step)
         if not plan.draws:
             return None
         distinct = len({draw.row for draw in plan.draws})

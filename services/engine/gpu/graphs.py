@@ -1,41 +1,65 @@
-"""CUDA graphs of decode steps: one for each padded number of rows, captured when it is first needed."""
+"""CUDA graphs of steps: one for each padded size, captured when it is first needed.
 
+Starting a step kernel by kernel takes the host some milliseconds, however short the step is. So decode steps, and prefill steps
+that the device would finish sooner than that, are padded to one of few sizes and started as one graph.
+"""
+
+from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from kernels.prefill_attention import QUERIES
+from services.engine.gpu.inputs import SPARE_TILES, Step
+from services.engine.plan import Plan
 
-def buckets(most: int) -> tuple[int, ...]:
-    """Padded numbers of rows: close together where a step is short, 8 apart up to 256, 32 apart beyond."""
-    sizes = (1, 2, 4, *range(8, 257, 8), *range(288, most + 32, 32))
-    return (*(size for size in sizes if size < most), most)
+
+def row_sizes(most: int) -> list[int]:
+    """Padded numbers of decode rows: close together where a step is short, 8 apart up to 256, 32 apart beyond."""
+    return [size for size in (1, 2, 4, *range(8, 257, 8), *range(288, most, 32)) if size < most] + [most]
+
+
+def token_sizes(most: int) -> list[int]:
+    """Padded numbers of tokens of a step with prefill, about 6 % apart."""
+    return [size for size in (*range(64, 1025, 64), *range(1280, 2049, 256), *range(2560, most, 512)) if size < most] + [most]
 
 
 class Graphs:
-    """`compute(rows)` is what a decode step of so many (padded) rows does; its answer is a graph's output, in place."""
+    """`compute` is what a step does; its answer is a graph's output, in place."""
 
-    def __init__(self, compute: Callable[[int], Tensor], most: int) -> None:
-        self._compute, self.sizes = compute, buckets(most)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+    def __init__(self, compute: Callable[[Step], Tensor], max_rows: int, max_tokens: int) -> None:
+        self._compute, self._max_rows = compute, max_rows
+        self._rows, self._tokens = row_sizes(max_rows), token_sizes(max_tokens)
+        self._graphs: dict[Step, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
-    def padded(self, rows: int) -> int:
-        return next(size for size in self.sizes if size >= rows)
+    def padded(self, plan: Plan) -> Step | None:
+        """The sizes of the graph that computes a plan; None: it is better started kernel by kernel."""
+        tokens, rows = plan.tokens, len(plan.rows)
+        if tokens == rows == len({draw.row for draw in plan.draws}):
+            size = self._rows[bisect_left(self._rows, rows)]
+            return Step(size, size, size, size, 0)
+        if tokens > self._tokens[-1]:
+            return None
+        size = self._tokens[bisect_left(self._tokens, tokens)]
+        most, tiles = min(self._max_rows + 1, size), size // QUERIES + SPARE_TILES
+        needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
+        return Step(size, most, most, most, tiles) if needed <= tiles else None
 
-    def run(self, rows: int) -> Tensor:
-        """A step of so many padded rows. The first of a size runs as it is, and is captured while the device works on it."""
-        if rows in self._graphs:
-            graph, output = self._graphs[rows]
+    def run(self, step: Step) -> Tensor:
+        """A padded step. The first of its size runs as it is, and is captured while the device works on it."""
+        if step in self._graphs:
+            graph, output = self._graphs[step]
             graph.replay()
             return output
-        answer = self._compute(rows)
+        answer = self._compute(step)
         if answer.is_cuda:
-            self._graphs[rows] = self._capture(rows)
+            self._graphs[step] = self._capture(step)
         return answer
 
-    def _capture(self, rows: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(self, step: Step) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         pool = next((graph.pool() for graph, _ in self._graphs.values()), None)  # all share one: only one runs at a time
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
-            output = self._compute(rows)
+            output = self._compute(step)
         return graph, output

@@ -16,17 +16,18 @@ from kernels.prefill_attention import plan as lay_out
 from services.engine.gpu.transfer import send, staging
 from services.engine.plan import Plan, Row
 
+SPARE_TILES = 8  # of a padded step: rows that fill their last tile in part
 Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """One step's arrays, on the host as views of a pinned buffer or on the device. R rows, of which D are drawn from.
+    """One step's arrays on the device. R rows, of which D are drawn from.
 
     ids [tokens]: -1 is the token drawn last in the row's slot. rows, positions [tokens]. slot_of, ends [R]: a row's slot, and
-    how many tokens its context has (0: padding). drawn, drawn_slots, drawn_ends [D]: the last token of each row that is drawn
-    from, and again its slot and context. firsts [chunks + 1]: where the chunks begin, from the first chunk on. tiles [any, 2],
-    starts [chunks]: as kernels/prefill_attention.py lays out its work.
+    how many tokens its context has. decode_ends [R]: the same for decode rows, else 0. drawn, drawn_slots, drawn_ends [D]: the
+    last token of each row that is drawn from, its slot and context. firsts [R + 1]: where the rows begin. starts [R], tiles
+    [any, 2]: as kernels/prefill_attention.py lays out its work. Rows beyond the plan's are padding: no context, nobody's slot.
     """
 
     ids: Tensor
@@ -34,6 +35,7 @@ class Arrays:
     positions: Tensor
     slot_of: Tensor
     ends: Tensor
+    decode_ends: Tensor
     drawn: Tensor
     drawn_slots: Tensor
     drawn_ends: Tensor
@@ -44,22 +46,22 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The sizes of a step whose arrays are on the device. The first `decodes` tokens are decode rows of one token each."""
+    """The sizes of a step whose arrays are on the device; with padding, one stands for many and can be a CUDA graph.
+
+    `decodes`: the rows, from the first, that decode attention looks at. `groups` are for prefill attention; None: in place.
+    """
 
     tokens: int
     rows: int
     decodes: int
     drawn: int  # rows that are drawn from
-    groups: tuple[Group, ...] = ()  # of chunks, for prefill attention
-
-    @property
-    def chunks(self) -> int:
-        return self.rows - self.decodes
+    tiles: int
+    groups: tuple[Group, ...] | None = None
 
     @property
     def all_drawn(self) -> bool:
         """Every token is drawn from: a step of decode rows."""
-        return self.drawn == self.tokens
+        return not self.tiles and self.drawn == self.tokens
 
 
 class Inputs:
@@ -70,60 +72,61 @@ class Inputs:
 
     def __init__(self, max_rows: int, max_tokens: int, room: int, ahead: int, device: torch.device) -> None:
         self.max_rows, self.room = max_rows, room
-        tiles = max_tokens // QUERIES + max_rows
-        self._sizes = (max_tokens,) * 3 + (max_rows,) * 5 + (max_rows + 1, max_rows, 2 * tiles)
+        rows, tiles = max_rows + 1, max_tokens // QUERIES + max_rows + SPARE_TILES
+        self._sizes = (max_tokens,) * 3 + (rows,) * 6 + (rows + 1, rows, 2 * tiles)
         self._device = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
         # A buffer is written again only when the step it was sent for has been answered.
         self._staged = [staging(self._device) for _ in range(ahead + 1)]
         self._turn = 0
         self.arrays = Arrays(*self._device.split(self._sizes))
 
-    def fill(self, plan: Plan, padded_rows: int) -> Step:
-        """Describe a plan, with padding up to `padded_rows` rows if all are decode rows. Asynchronous."""
+    def fill(self, plan: Plan, padded: Step | None) -> Step:
+        """Describe a plan, padded to a step's sizes if one is given. Asynchronous."""
         self._turn = (self._turn + 1) % len(self._staged)
         staged = self._staged[self._turn]
         views = [part.numpy() for part in staged.split(self._sizes)]
-        step = self._write(views, plan, padded_rows)
+        step = self._write(views, plan, padded)
         self._device.copy_(staged, non_blocking=True)
         return step
 
-    def pad(self, rows: int) -> Step:
-        """A step of padding alone."""
-        return self.fill(Plan((), (), ()), rows)
-
-    def _write(self, views: list[Ints], plan: Plan, padded_rows: int) -> Step:
-        ids, rows, positions, slot_of, ends, drawn, drawn_slots, drawn_ends, firsts, starts, tiles = views
+    def _write(self, views: list[Ints], plan: Plan, padded: Step | None) -> Step:
+        ids, rows, positions, slot_of, ends, decode_ends, drawn, drawn_slots, drawn_ends, firsts, starts, tiles = views
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
-        decodes = int(np.cumprod(lengths == 1).sum())
-        count = len(plan.rows)
+        count, tokens, decodes = len(plan.rows), int(lengths.sum()), int(np.cumprod(lengths == 1).sum())
+        begin = np.cumsum(lengths) - lengths
         slot_of[:count] = [row.slot for row in plan.rows]
         ends[:count] = [row.end for row in plan.rows]
-        begin = np.cumsum(lengths) - lengths
-        tokens = int(lengths.sum())
+        decode_ends[:decodes] = ends[:decodes]
         ids[:decodes] = [row.tokens[0] for row in plan.rows[:decodes]]
+        for row, at in zip(plan.rows[decodes:], begin[decodes:].tolist(), strict=True):
+            ids[at : at + len(row.tokens)] = row.tokens
         rows[:tokens] = np.repeat(np.arange(count, dtype=np.int32), lengths)
         positions[:tokens] = np.arange(tokens, dtype=np.int32) + np.repeat(ends[:count] - lengths - begin, lengths)
-        for row, at in zip(plan.rows[decodes:], begin[decodes:], strict=True):
-            ids[at : at + len(row.tokens)] = row.tokens
+        firsts[:count], firsts[count] = begin, tokens
         distinct = sorted({draw.row for draw in plan.draws})
         drawn[: len(distinct)] = (begin + lengths - 1)[distinct]
-        drawn_slots[: len(distinct)] = slot_of[distinct]
-        drawn_ends[: len(distinct)] = ends[distinct]
-        firsts[: count - decodes + 1] = np.append(begin[decodes:], tokens) - decodes
-        if decodes == count and padded_rows >= count:
-            self._pad(views, count, padded_rows)
-            return Step(padded_rows, padded_rows, padded_rows, padded_rows)
-        work = lay_out(lengths[decodes:].tolist(), ends[decodes:count].tolist(), self.room)
+        drawn_slots[: len(distinct)], drawn_ends[: len(distinct)] = slot_of[distinct], ends[distinct]
+        new, whole = lengths.copy(), ends[:count].copy()
+        new[:decodes] = whole[:decodes] = 0
+        work = lay_out(new.tolist(), whole.tolist(), self.room)
+        starts[:count] = work.starts
         tiles[: 2 * len(work.tiles)] = [at for tile in work.tiles for at in tile]
-        starts[: len(work.starts)] = work.starts
-        return Step(tokens, count, decodes, len(distinct), tuple(work.groups))
+        step = Step(tokens, count, decodes, len(distinct), len(work.tiles), tuple(work.groups))
+        if padded is None:
+            return step
+        self._pad(views, step, padded)
+        return padded
 
-    def _pad(self, views: list[Ints], count: int, padded: int) -> None:
-        ids, rows, positions, slot_of, ends, drawn, drawn_slots, drawn_ends, *_ = views
-        gap = slice(count, padded)
-        ids[gap] = positions[gap] = ends[gap] = drawn_ends[gap] = 0
-        slot_of[gap] = drawn_slots[gap] = self.max_rows
-        rows[gap] = drawn[gap] = np.arange(count, padded, dtype=np.int32)
+    def _pad(self, views: list[Ints], step: Step, padded: Step) -> None:
+        ids, rows, positions, slot_of, ends, decode_ends, drawn, drawn_slots, drawn_ends, firsts, _, tiles = views
+        ids[step.tokens : padded.tokens] = positions[step.tokens : padded.tokens] = 0
+        rows[step.tokens : padded.tokens] = padded.rows - 1
+        slot_of[step.rows : padded.rows] = self.max_rows
+        ends[step.rows : padded.rows] = decode_ends[step.decodes : padded.rows] = 0
+        firsts[step.rows : padded.rows + 1] = step.tokens
+        drawn_slots[step.drawn : padded.drawn] = self.max_rows
+        drawn[step.drawn : padded.drawn] = drawn_ends[step.drawn : padded.drawn] = 0
+        tiles[2 * step.tiles : 2 * padded.tiles : 2], tiles[2 * step.tiles + 1 : 2 * padded.tiles : 2] = padded.rows - 1, 0
 
 
 class Tables:
