@@ -3,13 +3,14 @@
 Readers validate what they read; what does not validate raises `Malformed` and goes to `dead`.
 """
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.fields import MAX_MESSAGE_BYTES
-from shared.messages import Message
+from shared.messages import LogRecord, Message, TokensFields
 
 VERSION = 1
 
@@ -23,10 +24,19 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 def encode(item: Message) -> bytes:
     """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    packed: bytes = msgpack.packb([VERSION, item.model_dump()])
+    return _within_limit(msgpack.packb([VERSION, item.model_dump()]))
+
+
+def _within_limit(packed: bytes) -> bytes:
     if len(packed) > MAX_MESSAGE_BYTES:
         raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
     return packed
+
+
+def encode_step(records: Iterable[LogRecord | TokensFields]) -> bytes:
+    """Pack a `Step`. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
+    bodies = [record if isinstance(record, dict) else record.model_dump() for record in records]
+    return _within_limit(msgpack.packb([VERSION, {"kind": "step", "records": bodies}]))
 
 
 def decode(packed: bytes) -> Message:

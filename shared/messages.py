@@ -4,7 +4,7 @@ A message is a frozen pydantic model, strict about types, lengths and ranges; `s
 Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never travel here.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -158,6 +158,19 @@ class Tokens(Wire):
     ids: Ids
     logprobs: tuple[Logprob, ...] | None = None
     kind: Literal["tokens"] = "tokens"
+
+
+class TokensFields(TypedDict):
+    """A `Tokens` record as the wire has it, for who writes a hundred thousand a second: readers validate, writers need not."""
+
+    request: str
+    epoch: Epoch
+    choice: int
+    first: int
+    digest: bytes
+    ids: bytes
+    logprobs: "tuple[Logprob | None, ...] | None"
+    kind: Literal["tokens"]
 
 
 ErrorCode = Literal[

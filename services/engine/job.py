@@ -1,31 +1,32 @@
 """A request as this engine holds it: its work entry, its epoch, its place in the token log, and what it cost. Pure."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from services.engine.plan import Sampled
 from services.engine.sequence import Sequence
 from shared.blocks import HASH_BYTES
 from shared.fields import Epoch, pack_ids, unpack_ids
-from shared.messages import Claim, End, ErrorCode, Fail, Tokens, Work
+from shared.messages import Claim, End, ErrorCode, Fail, TokensFields, Work
 from shared.tokenlog import Choice, entry_epoch
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Job:
-    """Times are seconds of a monotonic clock. `choices` are the outputs so far; `untold` says, for each choice that has tokens
-    which no record tells yet, where these begin: the number of tokens before them and their digest.
+    """Times are seconds of a monotonic clock. `choices` are the outputs as records have told them; `fresh`, per choice, is
+    what no record has told yet.
     """
 
     work: Work
     entry: str
     taken_at: float
     choices: list[Choice] = field(default_factory=list)
-    untold: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    fresh: dict[int, list[Sampled]] = field(default_factory=dict)
     started_at: float = 0.0
     first_token_at: float = 0.0
     cached_tokens: int = 0
 
-    @property
+    @cached_property
     def epoch(self) -> Epoch:
         return entry_epoch(self.work.generation, self.entry)
 
@@ -66,30 +67,29 @@ class Job:
     def fail(self, code: ErrorCode, text: str) -> Fail:
         return Fail(request=self.work.request, epoch=self.epoch, code=code, text=text)
 
-    def advance(self, choice: int, sampled: Sampled) -> None:
-        """Take one drawn token, to be told with the next record."""
-        output = self.choices[choice]
-        if choice not in self.untold:
-            self.untold[choice] = len(output.ids), output.hash.digest()
-        output.extend(pack_ids([sampled.token]), () if sampled.logprob is None else (sampled.logprob,))
-
-    def tell(self, choice: int) -> tuple[Tokens, ...]:
-        """The record of all tokens of a choice that none tells yet, if there are any."""
-        if choice not in self.untold:
+    def tell(self, choice: int) -> tuple[TokensFields, ...]:
+        """The record of all tokens of a choice that none tells yet, if there are any; from here on they count as written."""
+        fresh = self.fresh.pop(choice, ())
+        if not fresh:
             return ()
-        output, (first, digest) = self.choices[choice], self.untold.pop(choice)
-        logprobs = tuple(output.logprobs[first:]) if self.work.sampling.logprobs is not None else None
-        record = Tokens.model_construct(  # our own values: readers validate, writers need not
-            request=self.work.request,
-            epoch=self.epoch,
-            choice=choice,
-            first=first,
-            digest=digest,
-            ids=pack_ids(output.ids[first:]),
-            logprobs=logprobs,
-            kind="tokens",
+        output = self.choices[choice]
+        first, digest, packed = len(output.ids), output.hash.digest(), pack_ids(sampled.token for sampled in fresh)
+        logprobs = None
+        if self.work.sampling.logprobs is not None:
+            logprobs = tuple(sampled.logprob for sampled in fresh)
+        output.extend(packed)
+        return (
+            {
+                "request": self.work.request,
+                "epoch": self.epoch,
+                "choice": choice,
+                "first": first,
+                "digest": digest,
+                "ids": packed,
+                "logprobs": logprobs,
+                "kind": "tokens",
+            },
         )
-        return (record,)
 
     def end(self, sequence: Sequence, now: float) -> End:
         output = self.choices[sequence.choice]

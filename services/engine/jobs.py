@@ -42,6 +42,7 @@ class Jobs:
     def report(self, advanced: list[tuple[Sequence, Sampled]]) -> None:
         """Put each new token, and each end, where its client's streamer will read it."""
         now = time.monotonic()
+        self._stats.counters["output_tokens"] += len(advanced)
         for sequence, sampled in advanced:
             job = self.open.get(sequence.request)
             if job is None:
@@ -50,9 +51,12 @@ class Jobs:
                 self.fail(job, "engine_crash", "the model gave no usable logits for this request")
                 continue
             job.first_token_at = job.first_token_at or now
-            job.advance(sequence.choice, sampled)
-            self._publisher.grow(job, sequence.choice)
-            self._stats.counters["output_tokens"] += 1
+            fresh = job.fresh.get(sequence.choice)
+            if fresh is None:
+                job.fresh[sequence.choice] = [sampled]
+                self._publisher.grow(job, sequence.choice)
+            else:
+                fresh.append(sampled)
             if sequence.done:
                 self.end(job, sequence, now)
 

@@ -10,8 +10,8 @@ from collections import defaultdict
 
 from services.engine.job import Job
 from shared.bus import FIELD, Bus, entry_order
-from shared.codec import encode
-from shared.messages import LogRecord, Step
+from shared.codec import encode_step
+from shared.messages import LogRecord, TokensFields
 from shared.readers import Group
 
 MAX_LAG = 8  # steps whose records may be under way before the engine waits
@@ -21,7 +21,7 @@ EXPIRE_EVERY_S = 60.0
 class Publisher:
     def __init__(self, bus: Bus, group: Group, keep_s: int) -> None:
         self._bus, self._group, self._keep_s = bus, group, keep_s
-        self._records: dict[str, list[LogRecord]] = defaultdict(list)
+        self._records: dict[str, list[LogRecord | TokensFields]] = defaultdict(list)
         self._growing: dict[tuple[str, int], Job] = {}  # (request, choice) with tokens to tell, behind the records
         self._acks: list[str] = []
         self._news = asyncio.Event()
@@ -31,7 +31,7 @@ class Publisher:
         self._newest: dict[str, int] = {}  # per partition, the broker's time of our last entry in it
         self._expired: dict[str, float] = {}
 
-    def put(self, partition: str, *records: LogRecord) -> None:
+    def put(self, partition: str, *records: LogRecord | TokensFields) -> None:
         self._records[partition] += records
         self._wake()
 
@@ -80,10 +80,10 @@ class Publisher:
         await self._send(records)
         await self._group.ack(acks)
 
-    async def _send(self, records: dict[str, list[LogRecord]]) -> None:
+    async def _send(self, records: dict[str, list[LogRecord | TokensFields]]) -> None:
         if not records:
             return
-        replies = await self._bus.run([self._command(partition, tuple(said)) for partition, said in records.items()])
+        replies = await self._bus.run([self._command(partition, said) for partition, said in records.items()])
         now = asyncio.get_running_loop().time()
         for partition, entry in zip(records, replies, strict=True):
             self._newest[partition] = entry_order(entry.decode())[0]
@@ -92,11 +92,10 @@ class Publisher:
                 await self._bus.expire(self._bus.names.tokens(partition), self._keep_s)
                 self._forget(now)
 
-    def _command(self, partition: str, said: tuple[LogRecord, ...]) -> tuple[object, ...]:
+    def _command(self, partition: str, said: list[LogRecord | TokensFields]) -> tuple[object, ...]:
         # Trimmed by the broker's own clock, as its last answer told it.
         oldest = self._newest.get(partition, 0) - 1000 * self._keep_s
-        packed = encode(Step(records=said))
-        return ("XADD", self._bus.names.tokens(partition), "MINID", "~", max(oldest, 0), "*", FIELD, packed)
+        return ("XADD", self._bus.names.tokens(partition), "MINID", "~", max(oldest, 0), "*", FIELD, encode_step(said))
 
     def _forget(self, now: float) -> None:
         """Partitions of streamers that are long gone."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,11 +13,14 @@ from services.engine.service import Engine
 from shared.config import ConfigError, EngineConfig
 from shared.run import Life
 
+SWITCH_S = 0.0005  # the device's thread must not wait while the loop publishes: Python's own 5 ms are a step of a small model
+
 
 async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device] | None = None) -> None:
     """`build` makes the device; the tests give a device without a model."""
     config = life.config
     life.detail = "loading weights"
+    sys.setswitchinterval(SWITCH_S)
     # One thread builds the device and runs every step: a second one would bring a second team of OpenMP threads, and
     # libgomp lets teams sleep between operations once they outnumber the cores (36 ms a step instead of 11).
     thread = ThreadPoolExecutor(1, "device")

@@ -51,7 +51,8 @@ def test_law(path: Path) -> None:
         if top == "kernels":
             assert place[:2] == ("services", "engine"), module
         if top == "torch":
-            assert place[0] == "kernels" or (place[:2] == ("services", "engine") and path.stem in DEVICE), module
+            device = place[:2] == ("services", "engine") and (path.stem in DEVICE or place[2] == "gpu")
+            assert place[0] == "kernels" or device, module
         if top == "redis":
             assert place == ("shared", "bus.py"), module
         assert top not in ("transformers", "pickle"), module

@@ -78,3 +78,10 @@ class Gpu:
         self.run(Plan((Row((0,), tokens, blocks, 0, 0),), (draw,), ()))
         while self._flights:
             self.run(Plan((), (), ()))
+
+    def capture(self) -> None:
+        """Every graph that is missing yet. Between runs: a graph's steps are padding, and compute nothing that is read."""
+        with torch.inference_mode(), self.stream():
+            self.inputs.clear()
+            for step in self.graphs.missing():
+                self.graphs.run(step)

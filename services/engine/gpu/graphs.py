@@ -1,11 +1,12 @@
 """CUDA graphs of steps: one for each padded size, captured when it is first needed.
 
 Starting a step kernel by kernel takes the host some milliseconds, however short the step is. So decode steps, and prefill steps
-that the device would finish sooner than that, are padded to one of few sizes and started as one graph.
+that the device would finish sooner than that, are padded to one of few sizes and started as one graph. Sizes that are not
+captured yet are served kernel by kernel, and captured while the device works on them.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,10 +42,19 @@ class Graphs:
             return Step(size, size, size, size, 0)
         if tokens > self._tokens[-1]:
             return None
-        size = self._tokens[bisect_left(self._tokens, tokens)]
-        most, tiles = min(self._max_rows + 1, size), size // QUERIES + SPARE_TILES
+        step = self._prefill_step(self._tokens[bisect_left(self._tokens, tokens)])
         needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
-        return Step(size, most, most, most, tiles) if needed <= tiles else None
+        return step if needed <= step.tiles else None
+
+    def _prefill_step(self, tokens: int) -> Step:
+        most = min(self._max_rows + 1, tokens)
+        return Step(tokens, most, most, most, tokens // QUERIES + SPARE_TILES)
+
+    def missing(self) -> Iterator[Step]:
+        """The sizes that are not captured yet, the largest first: their memory serves the smaller ones."""
+        steps = [self._prefill_step(size) for size in reversed(self._tokens)]
+        steps += [Step(size, size, size, size, 0) for size in reversed(self._rows)]
+        yield from (step for step in steps if step not in self._graphs)
 
     def run(self, step: Step) -> Tensor:
         """A padded step. The first of its size runs as it is, and is captured while the device works on it."""
@@ -58,8 +68,10 @@ class Graphs:
         return answer
 
     def _capture(self, step: Step) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # Not torch.cuda.graph(): it waits for the device, collects garbage and empties caches each time.
         pool = next((graph.pool() for graph, _ in self._graphs.values()), None)  # all share one: only one runs at a time
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=torch.cuda.current_stream()):
-            output = self._compute(step)
+        graph.capture_begin(pool=pool)
+        output = self._compute(step)
+        graph.capture_end()
         return graph, output

@@ -89,6 +89,11 @@ class Inputs:
         self._device.copy_(staged, non_blocking=True)
         return step
 
+    def clear(self) -> None:
+        """A step of padding alone: no row has a context, and what is written goes to block 0."""
+        self._device.zero_()
+        self.arrays.slot_of.fill_(self.max_rows)
+
     def _write(self, views: list[Ints], plan: Plan, padded: Step | None) -> Step:
         ids, rows, positions, slot_of, ends, decode_ends, drawn, drawn_slots, drawn_ends, firsts, starts, tiles = views
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
