@@ -1,6 +1,7 @@
 """From a configuration to a serving engine: build the device, size the page pool, run the service."""
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device]
     thread = ThreadPoolExecutor(1, "device")
     device = await asyncio.get_running_loop().run_in_executor(thread, build or _torch_device, config)
     scheduler = _scheduler(config, device)
+    gc.freeze()  # the model is no garbage; and what a step makes is freed without a collector
+    gc.set_threshold(50_000, 20, 100)
     gauges = life.stats.gauges
     gauges["running"] = lambda: len(scheduler.running)
     gauges["waiting"] = lambda: len(scheduler.waiting)
