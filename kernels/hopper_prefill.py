@@ -77,9 +77,13 @@ def _weigh(score, peak, total, scale, position, at, HIDE: gl.constexpr, KEYS: gl
     """Scores -> weights against the new peak, the new peak and sum, and by how much the old ones fade."""
     if HIDE:
         column = at + gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout))
-        score = gl.where(column[None, :] <= position[:, None], score, HIDDEN)
-    higher = gl.maximum(peak, gl.max(score, 1) * scale)
-    weight = gl.exp2(score * scale - higher[:, None])
+        # Scaled before it is hidden: one that is hidden must equal a peak of nothing else, exactly.
+        score = gl.where(column[None, :] <= position[:, None], score * scale, HIDDEN)
+        higher = gl.maximum(peak, gl.max(score, 1))
+        weight = gl.exp2(score - higher[:, None])
+    else:
+        higher = gl.maximum(peak, gl.max(score, 1) * scale)
+        weight = gl.exp2(score * scale - higher[:, None])
     fade = gl.exp2(peak - higher)
     return weight, higher, total * fade + gl.sum(weight, 1), fade
 
