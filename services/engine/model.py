@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from services.engine.attention import LayerPages, Pages, attention
 from services.engine.batch import Batch
+from services.engine.linear import gate
 from services.engine.norm import Norm
 from services.engine.spec import ModelSpec
 from services.engine.weights import Layer, Parameters
@@ -23,14 +23,13 @@ class Llama:
         x = self.parameters.embedding[batch.tokens].float()  # [T, hidden]
         turn = turns(batch.positions, self.parameters.frequencies)  # [T, 1, D / 2]
         for layer, layer_pages in zip(self.parameters.layers, pages.layers, strict=True):
-            x = x + self.attend(layer.attention_norm(x), layer, batch, turn, layer_pages)
-            x = x + self.mlp(layer.mlp_norm(x), layer)
-        x = self.parameters.norm(x[batch.last])  # [rows drawn from, hidden]
-        return self.parameters.head(x).float()
+            x = self.attend(x, layer, batch, turn, layer_pages)
+            x = layer.down(layer.gate_up(x, layer.mlp_norm), gate, x)
+        return self.parameters.head(x[batch.last], self.parameters.norm).float()
 
     def attend(self, x: Tensor, layer: Layer[Norm], batch: Batch, turn: Tensor, pages: LayerPages) -> Tensor:
         spec = self.spec
-        qkv = layer.qkv(x)
+        qkv = layer.qkv(x, layer.attention_norm)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         heads = qkv.float().view(len(x), -1, spec.head_dim)  # [T, H + 2K, D]
@@ -40,11 +39,7 @@ class Llama:
         rotate(qk, turn)
         pages.write(batch.slots, heads[:, spec.heads :])
         out = attention(heads[:, : spec.heads], pages, batch)  # [T, H, D]
-        return layer.out(out.reshape(len(x), -1))
-
-    def mlp(self, x: Tensor, layer: Layer[Norm]) -> Tensor:
-        gate, up = layer.gate_up(x).chunk(2, dim=1)  # [T, intermediate] each
-        return layer.down(silu(gate).mul_(up))
+        return layer.out(out.reshape(len(x), -1), onto=x)
 
 
 def turns(positions: Tensor, frequencies: Tensor) -> Tensor:
