@@ -38,9 +38,10 @@ from kernels.cpu.jit import (
     compile,
     every,
     number,
-    openmp,
+    together,
     vector,
 )
+from kernels.cpu.lanes import my_share
 from kernels.cpu.rounded import GROUP, ROUNDED_BYTES, SCALE_AT, Before, prepare
 
 LANES, ROWS = 8, 4  # outputs of a tile; rows that share one reading of a tile
@@ -142,15 +143,6 @@ class Call(ctypes.Structure):
     )
 
 
-def _share(fn: Function, amount: Value) -> tuple[Value, Value]:
-    """This thread's part of 0..amount."""
-    build = fn.build
-    mine, all_ = (build.sext(fn.call(f"omp_get_{what}", I32), I64) for what in ("thread_num", "num_threads"))
-    ends = (mine, build.add(mine, number(1)))
-    first, last = (build.sdiv(build.mul(amount, end), all_) for end in ends)
-    return first, last
-
-
 def _team(module: Value, form: Format) -> None:
     """team(call): what each thread does."""
     fn = Function(module, "team", [POINTER])
@@ -164,7 +156,7 @@ def _team(module: Value, form: Format) -> None:
         here, there = (fn.at(base, build.mul(row, size)) for base, size in ((x, x_bytes), (rounded, row_bytes)))
         fn.call("prepare", VOID, here, extra, there, groups, eps)
 
-    first, last = _share(fn, rows)
+    first, last = my_share(fn, rows)
     fn.loop(last, prepare, start=first)
     fn.call("GOMP_barrier", VOID)
 
@@ -179,7 +171,7 @@ def _team(module: Value, form: Format) -> None:
         fn.loop(full, lambda row, _: strip(ROWS, row), step=ROWS)
         fn.choose(build.and_(rows, number(ROWS - 1)), range(1, ROWS), lambda count: strip(count, full))
 
-    first, last = _share(fn, tiles)
+    first, last = my_share(fn, tiles)
     fn.loop(last, tile, start=first)
     build.ret_void()
 
@@ -206,9 +198,6 @@ class Grouped:
         self.tiles, self.groups = packed.shape[:2]
         self.outputs = self.tiles * LANES
         self.call = Call(weights=packed.data_ptr(), groups=self.groups, tiles=self.tiles)
-        self.run = openmp().GOMP_parallel
-        self.run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        self.run.restype = None
 
     def __call__(
         self, x: Tensor, before: Before, y: Tensor | None = None, norm: Tensor | None = None, eps: float = 0.0
@@ -228,7 +217,7 @@ class Grouped:
             4 * x.stride(0),
         )
         call.extra, call.eps = (None, 0.0) if norm is None else (norm.data_ptr(), eps)
-        self.run(_compiled(self.form, before), ctypes.addressof(call), torch.get_num_threads(), 0)
+        together(_compiled(self.form, before), call, torch.get_num_threads())
         return out
 
 

@@ -137,6 +137,18 @@ def openmp() -> ctypes.CDLL:
     return ctypes.CDLL(str(_openmp_path()))
 
 
+@functools.cache
+def _parallel() -> Callable[[int, int, int, int], None]:
+    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    run: Callable[[int, int, int, int], None] = prototype(("GOMP_parallel", openmp()))
+    return run
+
+
+def together(team: int, call: ctypes.Structure, threads: int) -> None:
+    """Every thread of torch's team runs the function at this address on `call`; returns when all have."""
+    _parallel()(team, ctypes.addressof(call), threads, 0)
+
+
 _engines: list[Any] = []  # own the machine code, which lives as long as the process
 
 
