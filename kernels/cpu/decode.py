@@ -8,7 +8,7 @@
     places  int64 [tokens]                                       positions: row r attends to places[r] + 1 tokens
     out     float32 [rows, heads, head_dim]                      softmax(q · K / sqrt(head_dim)) · V
 
-Threads take shares of the tokens to rotate and to put away, wait for each other, and take shares of (row, key head).
+First the tokens are turned and put away, one by one, then the rows' key heads are attended to, one by one.
 Keys and values are read where they lie, up to each row's own length: nothing is gathered, padded or masked.
 """
 
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from kernels.cpu.jit import (
     F32,
-    I32,
     I64,
     POINTER,
     VOID,
@@ -32,10 +31,10 @@ from kernels.cpu.jit import (
     every,
     number,
     real,
-    together,
 )
-from kernels.cpu.lanes import LOG2E, my_share, power_of_two, sum_of
+from kernels.cpu.lanes import LOG2E, power_of_two, sum_of
 from kernels.cpu.pages import FLOATS, LANES, WIDE, Shape, from_bfloat, put, token_at
+from kernels.cpu.team import team
 
 HEADS = 4  # query heads that share a reading
 
@@ -136,51 +135,43 @@ class Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("qkv", "turn", "page", "slots", "tables", "places", "out", "scratch")),
-        *((name, ctypes.c_int64) for name in ("tokens", "rows", "width", "scratch_bytes")),
+        *((name, ctypes.c_int64) for name in ("width", "scratch_bytes")),
     )
 
 
-def _team(module: Value, shape: Shape) -> None:
-    """team(call): what each thread does."""
-    fn = Function(module, "team", [POINTER])
-    build, [call] = fn.build, fn.arguments
-    qkv, turn, page, slots, tables, places, out, scratch = (fn.load(call, 8 * at, POINTER) for at in range(8))
-    tokens, rows, width, scratch_bytes = (fn.load(call, 8 * at, I64) for at in range(8, 12))
-    head_bytes = 4 * shape.head_dim
-    row_bytes = (shape.heads + 2 * shape.kv_heads) * head_bytes
+def _phases(module: Value, shape: Shape) -> None:
+    """place(call, token), then answer(call, unit): one key head of one row."""
+    head_bytes, row_bytes = 4 * shape.head_dim, 4 * shape.head_dim * (shape.heads + 2 * shape.kv_heads)
+    fn = Function(module, "place", [POINTER, I64])
+    call, token = fn.arguments
+    qkv, turn, page, slots = (fn.load(call, 8 * at, POINTER) for at in range(4))
+    target = fn.at(page, fn.times(fn.load(slots, fn.times(token, 8), I64), shape.token_bytes))
+    fn.call("put", VOID, fn.at(qkv, fn.times(token, row_bytes)), fn.at(turn, fn.times(token, head_bytes)), target)
+    fn.build.ret_void()
 
-    def put(at: Value, _: list[Value]) -> None:
-        slot = fn.load(slots, fn.times(at, 8), I64)
-        target = fn.at(page, fn.times(slot, shape.token_bytes))
-        fn.call("put", VOID, fn.at(qkv, fn.times(at, row_bytes)), fn.at(turn, fn.times(at, head_bytes)), target)
-
-    first, last = my_share(fn, tokens)
-    fn.loop(last, put, start=first)
-    fn.call("GOMP_barrier", VOID)
-    mine = fn.at(scratch, build.mul(build.sext(fn.call("omp_get_thread_num", I32), I64), scratch_bytes))
-
-    def attend(unit: Value, _: list[Value]) -> None:
-        row, head = build.sdiv(unit, number(shape.kv_heads)), build.srem(unit, number(shape.kv_heads))
-        heads = fn.times(head, shape.group * head_bytes)
-        queries = fn.at(qkv, build.add(fn.times(row, row_bytes), heads))
-        target = fn.at(out, build.add(fn.times(row, shape.heads * head_bytes), heads))
-        table = fn.at(tables, fn.times(build.mul(row, width), 8))
-        length = build.add(fn.load(places, fn.times(row, 8), I64), number(1))
-        fn.call("attend", VOID, queries, fn.at(page, fn.times(head, 2 * shape.head_dim)), table, length, target, mine)
-
-    first, last = my_share(fn, fn.times(rows, shape.kv_heads))
-    fn.loop(last, attend, start=first)
+    fn = Function(module, "answer", [POINTER, I64])
+    (call, unit), build = fn.arguments, fn.build
+    qkv, _, page, _, tables, places, out, scratch = (fn.load(call, 8 * at, POINTER) for at in range(8))
+    width, scratch_bytes = (fn.load(call, 8 * at, I64) for at in (8, 9))
+    row, head = build.sdiv(unit, number(shape.kv_heads)), build.srem(unit, number(shape.kv_heads))
+    heads = fn.times(head, shape.group * head_bytes)
+    queries = fn.at(qkv, build.add(fn.times(row, row_bytes), heads))
+    target = fn.at(out, build.add(fn.times(row, shape.heads * head_bytes), heads))
+    table, mine = fn.at(tables, fn.times(build.mul(row, width), 8)), fn.at(scratch, build.mul(unit, scratch_bytes))
+    length = build.add(fn.load(places, fn.times(row, 8), I64), number(1))
+    fn.call("attend", VOID, queries, fn.at(page, fn.times(head, 2 * shape.head_dim)), table, length, target, mine)
     build.ret_void()
 
 
 @functools.cache
-def _compiled(shape: Shape) -> int:
-    """The address of `team`."""
+def _compiled(shape: Shape) -> tuple[int, int]:
+    """The addresses of the two phases."""
     module = Module("decode")
     put(module, shape)
     _attend(module, shape)
-    _team(module, shape)
-    return compile(module)("team")
+    _phases(module, shape)
+    address = compile(module)
+    return address("place"), address("answer")
 
 
 # -- launcher --------------------------------------------------------------------------------------------------------------
@@ -192,18 +183,18 @@ class Step:
     def __init__(
         self, shape: Shape, turn: Tensor, slots: Tensor, tables: Tensor, places: Tensor, rows: int, longest: int
     ) -> None:
-        threads = torch.get_num_threads()
-        scratch_bytes = 4 * HEADS * (longest + LANES) + 64
-        self.shape, self.threads, self.rows = shape, threads, rows
-        self.kept = (turn, slots, tables, places, torch.empty(threads * scratch_bytes, dtype=torch.uint8))
+        scratch_bytes = 4 * HEADS * (longest + LANES) + 64  # of a row's key head
+        self.shape, self.tokens, self.rows, self.team = shape, len(slots), rows, team()
+        scratch = torch.empty(rows * shape.kv_heads * scratch_bytes, dtype=torch.uint8)
+        self.kept = (turn, slots, tables, places, scratch)
         pointers = dict(zip(("turn", "slots", "tables", "places", "scratch"), (t.data_ptr() for t in self.kept), strict=True))
-        width = len(tables) // max(rows, 1)
-        self.call = Call(tokens=len(slots), rows=rows, width=width, scratch_bytes=scratch_bytes, **pointers)
+        self.call = Call(width=len(tables) // max(rows, 1), scratch_bytes=scratch_bytes, **pointers)
 
     def __call__(self, qkv: Tensor, page: Tensor) -> Tensor:
         """[rows, heads * head_dim]; the pages then hold all tokens."""
         assert qkv.is_contiguous() and qkv.dtype == torch.float32 and page.dtype == torch.bfloat16
         out = torch.empty(self.rows, self.shape.heads * self.shape.head_dim)
         self.call.qkv, self.call.page, self.call.out = qkv.data_ptr(), page.data_ptr(), out.data_ptr()
-        together(_compiled(self.shape), self.call, self.threads)
+        first, second = _compiled(self.shape)
+        self.team.run(self.call, (first, self.tokens), (second, self.rows * self.shape.kv_heads))
         return out

@@ -10,8 +10,8 @@ each lane: no sum goes across lanes.
     FOUR   codes 0..15, scale and floor float16: Q4_0 and Q4_1 as they are
     EIGHT  codes -127..127, scale float32, no floor: Q8_0 as it is
 
-Threads take shares of the rows to round, wait for each other, and take shares of the tiles. A row's result is the same, bit
-for bit, whatever other rows there are.
+First the rows are rounded, one by one, then the tiles multiplied, a dozen at a time. A row's result is the same, bit for bit,
+whatever other rows there are.
 """
 
 import ctypes
@@ -38,13 +38,13 @@ from kernels.cpu.jit import (
     compile,
     every,
     number,
-    together,
     vector,
 )
-from kernels.cpu.lanes import my_share
 from kernels.cpu.rounded import GROUP, ROUNDED_BYTES, SCALE_AT, Before, prepare
+from kernels.cpu.team import team
 
 LANES, ROWS = 8, 4  # outputs of a tile; rows that share one reading of a tile
+SHARE = 12  # tiles that a thread claims at once
 FLOATS = vector(F32, LANES)
 
 
@@ -143,48 +143,51 @@ class Call(ctypes.Structure):
     )
 
 
-def _team(module: Value, form: Format) -> None:
-    """team(call): what each thread does."""
-    fn = Function(module, "team", [POINTER])
-    build, [call] = fn.build, fn.arguments
-    x, extra, rounded, weights, y = (fn.load(call, 8 * at, POINTER) for at in range(5))
-    groups, rows, tiles, x_bytes, keep = (fn.load(call, 8 * at, I64) for at in range(5, 10))
-    row_bytes, tile_bytes = fn.times(groups, ROUNDED_BYTES), fn.times(groups, form.weight_bytes)
-    y_bytes, eps = fn.times(tiles, 4 * LANES), fn.load(call, 80, F32)
+def _phases(module: Value, form: Format) -> None:
+    """round(call, row), then multiply(call, share): SHARE tiles for all rows."""
+    fn = Function(module, "round", [POINTER, I64])
+    call, row = fn.arguments
+    x, extra, rounded = (fn.load(call, 8 * at, POINTER) for at in range(3))
+    groups, x_bytes, eps = fn.load(call, 40, I64), fn.load(call, 64, I64), fn.load(call, 80, F32)
+    here, there = fn.at(x, fn.build.mul(row, x_bytes)), fn.at(rounded, fn.build.mul(row, fn.times(groups, ROUNDED_BYTES)))
+    fn.call("prepare", VOID, here, extra, there, groups, eps)
+    fn.build.ret_void()
 
-    def prepare(row: Value, _: list[Value]) -> None:
-        here, there = (fn.at(base, build.mul(row, size)) for base, size in ((x, x_bytes), (rounded, row_bytes)))
-        fn.call("prepare", VOID, here, extra, there, groups, eps)
+    fn = Function(module, "multiply", [POINTER, I64])
+    call, share = fn.arguments
+    tiles, first = fn.load(call, 56, I64), fn.times(share, SHARE)
+    last = fn.build.add(first, number(SHARE))
+    last = fn.build.select(fn.build.icmp_signed("<", last, tiles), last, tiles)
+    fn.loop(last, lambda tile, _: _tile(fn, form, call, tile), start=first)
+    fn.build.ret_void()
 
-    first, last = my_share(fn, rows)
-    fn.loop(last, prepare, start=first)
-    fn.call("GOMP_barrier", VOID)
 
-    def tile(at: Value, _: list[Value]) -> None:
-        here, out = fn.at(weights, build.mul(at, tile_bytes)), fn.at(y, fn.times(at, 4 * LANES))
+def _tile(fn: Function, form: Format, call: Value, tile: Value) -> None:
+    build = fn.build
+    rounded, weights, y = (fn.load(call, 8 * at, POINTER) for at in range(2, 5))
+    groups, rows, tiles, keep = (fn.load(call, at, I64) for at in (40, 48, 56, 72))
+    row_bytes, y_bytes = fn.times(groups, ROUNDED_BYTES), fn.times(tiles, 4 * LANES)
+    here, out = fn.at(weights, build.mul(tile, fn.times(groups, form.weight_bytes))), fn.at(y, fn.times(tile, 4 * LANES))
 
-        def strip(count: int, row: Value) -> None:
-            there, line = (fn.at(base, build.mul(row, size)) for base, size in ((rounded, row_bytes), (out, y_bytes)))
-            fn.call(f"strip{count}", VOID, here, there, line, groups, row_bytes, y_bytes, keep)
+    def strip(count: int, row: Value) -> None:
+        there, line = (fn.at(base, build.mul(row, size)) for base, size in ((rounded, row_bytes), (out, y_bytes)))
+        fn.call(f"strip{count}", VOID, here, there, line, groups, row_bytes, y_bytes, keep)
 
-        full = build.and_(rows, number(-ROWS))
-        fn.loop(full, lambda row, _: strip(ROWS, row), step=ROWS)
-        fn.choose(build.and_(rows, number(ROWS - 1)), range(1, ROWS), lambda count: strip(count, full))
-
-    first, last = my_share(fn, tiles)
-    fn.loop(last, tile, start=first)
-    build.ret_void()
+    full = build.and_(rows, number(-ROWS))
+    fn.loop(full, lambda row, _: strip(ROWS, row), step=ROWS)
+    fn.choose(build.and_(rows, number(ROWS - 1)), range(1, ROWS), lambda count: strip(count, full))
 
 
 @functools.cache
-def _compiled(form: Format, before: Before) -> int:
-    """The address of `team`."""
+def _compiled(form: Format, before: Before) -> tuple[int, int]:
+    """The addresses of the two phases."""
     module = Module("grouped")
     prepare(module, before)
     for count in range(1, ROWS + 1):
         _strip(module, form, count)
-    _team(module, form)
-    return compile(module)("team")
+    _phases(module, form)
+    address = compile(module)
+    return address("round"), address("multiply")
 
 
 # -- launcher --------------------------------------------------------------------------------------------------------------
@@ -197,6 +200,7 @@ class Grouped:
         self.form, self.packed = form, packed
         self.tiles, self.groups = packed.shape[:2]
         self.outputs = self.tiles * LANES
+        self.team = team()
         self.call = Call(weights=packed.data_ptr(), groups=self.groups, tiles=self.tiles)
 
     def __call__(
@@ -217,7 +221,8 @@ class Grouped:
             4 * x.stride(0),
         )
         call.extra, call.eps = (None, 0.0) if norm is None else (norm.data_ptr(), eps)
-        together(_compiled(self.form, before), call, torch.get_num_threads())
+        first, second = _compiled(self.form, before)
+        self.team.run(call, (first, rows), (second, -(-self.tiles // SHARE)))
         return out
 
 

@@ -1,15 +1,11 @@
 """LLVM as the compiler of the CPU kernels: a few words over llvmlite, so that a kernel reads like C with intrinsics.
 
-No compiler is needed where Headrace runs: llvmlite brings one. Kernels run in the OpenMP team that torch itself uses,
-because a second team of threads on the same cores makes both slow.
+No compiler is needed where Headrace runs: llvmlite brings one.
 """
 
-import ctypes
 import functools
-import importlib.util
 import struct
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from llvmlite import binding, ir
@@ -25,6 +21,14 @@ NEEDED = ("avx2", "fma", "f16c")
 
 def vector(of: Value, lanes: int) -> Value:
     return ir.VectorType(of, lanes)
+
+
+def function_type(*arguments: Value) -> Value:
+    return ir.FunctionType(VOID, arguments)
+
+
+def pointer_to(kind: Value) -> Value:
+    return ir.PointerType(kind)
 
 
 def number(value: int, of: Value = I64) -> Value:
@@ -78,6 +82,33 @@ class Function:
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
         return self.call(f"llvm.{name}.{suffix}", kind, *values)
 
+    def load_shared(self, base: Value, offset: int) -> Value:
+        """A 64-bit number that other threads write."""
+        return self.build.load_atomic(self.at(base, offset), "seq_cst", 8, typ=I64)
+
+    def store_shared(self, value: Value, base: Value, offset: int) -> None:
+        self.build.atomic_rmw("xchg", self.at(base, offset), value, "seq_cst")
+
+    def spin(self, again: Callable[[], Value], patience: int = 1 << 20) -> None:
+        """While again(): pause; after so many in a row, offer the core to whoever wants it."""
+        build, before = self.build, self.build.block
+        head, wait, leave, after = (self.value.append_basic_block() for _ in range(4))
+        build.branch(head)
+        build.position_at_end(head)
+        count = build.phi(I64)
+        count.add_incoming(number(0), before)
+        more = build.add(count, number(1))
+        build.cbranch(again(), wait, after)
+        build.position_at_end(wait)
+        self.call("llvm.x86.sse2.pause", VOID)
+        count.add_incoming(more, wait)
+        build.cbranch(build.icmp_signed("<", more, number(patience)), head, leave)
+        build.position_at_end(leave)
+        self.call("sched_yield", I32)
+        count.add_incoming(number(0), leave)
+        build.branch(head)
+        build.position_at_end(after)
+
     def loop(
         self,
         stop: Value,
@@ -118,35 +149,9 @@ class Function:
 
 @functools.cache
 def available() -> bool:
-    """Whether this machine can run the kernels: x86-64 with the instructions they name, and torch on GNU OpenMP."""
-    if struct.calcsize("P") != 8 or _openmp_path() is None:
-        return False
+    """Whether this machine can run the kernels: x86-64 with the instructions they name."""
     features = binding.get_host_cpu_features()
-    return all(features.get(name, False) for name in NEEDED)
-
-
-def _openmp_path() -> Path | None:
-    """The library that torch itself has loaded; another copy would have another team."""
-    spec = importlib.util.find_spec("torch")
-    home = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()
-    return next((path for place in (home / "lib", home.parent / "torch.libs") for path in place.glob("libgomp*")), None)
-
-
-@functools.cache
-def openmp() -> ctypes.CDLL:
-    return ctypes.CDLL(str(_openmp_path()))
-
-
-@functools.cache
-def _parallel() -> Callable[[int, int, int, int], None]:
-    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    run: Callable[[int, int, int, int], None] = prototype(("GOMP_parallel", openmp()))
-    return run
-
-
-def together(team: int, call: ctypes.Structure, threads: int) -> None:
-    """Every thread of torch's team runs the function at this address on `call`; returns when all have."""
-    _parallel()(team, ctypes.addressof(call), threads, 0)
+    return struct.calcsize("P") == 8 and all(features.get(name, False) for name in NEEDED)
 
 
 _engines: list[Any] = []  # own the machine code, which lives as long as the process
@@ -156,8 +161,6 @@ def compile(module: Value) -> Callable[[str], int]:
     """Machine code for this very processor; the answer gives the address of each function."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    for name in ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier"):
-        binding.add_symbol(name, ctypes.cast(getattr(openmp(), name), ctypes.c_void_p).value)
     parsed = binding.parse_assembly(str(module))
     target = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3

@@ -1,8 +1,8 @@
-"""What several CPU kernels do with a vector's lanes, and with a team's threads."""
+"""What several CPU kernels do with a vector's lanes."""
 
 import math
 
-from kernels.cpu.jit import F32, I32, I64, Function, Value, every, number, vector
+from kernels.cpu.jit import F32, I32, Function, Value, every, number, vector
 
 LOG2E = math.log2(math.e)
 POWER = [math.log(2) ** k / math.factorial(k) for k in range(6, -1, -1)]  # of 2, as a polynomial in -1/2..1/2: to 1e-7
@@ -29,11 +29,3 @@ def power_of_two(fn: Function, x: Value) -> Value:
         power = fn.same("fma", power, rest, every(F32, factor, count))
     exponent = build.add(build.fptosi(whole, vector(I32, count)), every(I32, 127, count))
     return build.fmul(power, build.bitcast(build.shl(exponent, every(I32, 23, count)), vector(F32, count)))
-
-
-def my_share(fn: Function, amount: Value) -> tuple[Value, Value]:
-    """This thread's part of 0..amount."""
-    build = fn.build
-    mine, everybody = (build.sext(fn.call(f"omp_get_{what}", I32), I64) for what in ("thread_num", "num_threads"))
-    first, last = (build.sdiv(build.mul(amount, end), everybody) for end in (mine, build.add(mine, number(1))))
-    return first, last
