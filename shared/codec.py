@@ -23,7 +23,7 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 def encode(item: Message) -> bytes:
     """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    packed: bytes = msgpack.packb([VERSION, item.model_dump()])
+    packed: bytes = msgpack.packb([VERSION, item], default=vars)  # a message's fields, without a copy of them all
     if len(packed) > MAX_MESSAGE_BYTES:
         raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
     return packed
