@@ -24,10 +24,11 @@ _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discrimina
 
 def encode(item: Message) -> bytes:
     """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    return _within_limit(msgpack.packb([VERSION, item.model_dump()]))
+    return _packed(item)
 
 
-def _within_limit(packed: bytes) -> bytes:
+def _packed(body: object) -> bytes:
+    packed: bytes = msgpack.packb([VERSION, body], default=vars)  # a message's fields, without a copy of them all
     if len(packed) > MAX_MESSAGE_BYTES:
         raise ValueError(f"message of {len(packed)} bytes is larger than {MAX_MESSAGE_BYTES}")
     return packed
@@ -35,8 +36,7 @@ def _within_limit(packed: bytes) -> bytes:
 
 def encode_step(records: Iterable[LogRecord | TokensFields]) -> bytes:
     """Pack a `Step`. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
-    bodies = [record if isinstance(record, dict) else record.model_dump() for record in records]
-    return _within_limit(msgpack.packb([VERSION, {"kind": "step", "records": bodies}]))
+    return _packed({"kind": "step", "records": list(records)})
 
 
 def decode(packed: bytes) -> Message:

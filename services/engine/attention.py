@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from kernels.cpu import jit
+from kernels.cpu.decode import Step
+from kernels.cpu.pages import Shape
 from services.engine.batch import Batch, Chunk
 from services.engine.spec import ModelSpec
 
@@ -43,6 +46,11 @@ class Pages:
         self.layers = tuple(LayerPages(layer) for layer in self.all)
         self.null = blocks
         self.block_size = block_size
+        self.shape = Shape(spec.heads, spec.kv_heads, spec.head_dim, block_size)
+        self.native = dtype == torch.bfloat16 and jit.available() and self.shape.fits
+
+    def attention(self, batch: Batch, turn: Tensor) -> "Attention":
+        return NativeAttention(batch, turn, self.shape) if self.native else Attention(batch, turn)
 
     def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
         source, target = torch.tensor(copies).unbind(1)
@@ -53,19 +61,48 @@ class Pages:
             self.all.index_fill_(1, blocks, 0)
 
 
-def attention(query: Tensor, pages: LayerPages, batch: Batch) -> Tensor:
-    """[tokens, heads, head_dim] float32 -> the same in a float type; the pages hold the batch's own tokens already."""
-    if not batch.chunks:
-        return _decode(query, pages, batch)
-    parts = [_prefill(query[chunk.first : chunk.last], pages, chunk) for chunk in batch.chunks]
-    if batch.decodes:
-        parts.insert(0, _decode(query[: batch.decodes], pages, batch))
-    return torch.cat(parts)
+class Attention:
+    """Attention of one step: made once, called for each layer. `heads` are queries, keys and values, in that order."""
+
+    def __init__(self, batch: Batch, turn: Tensor) -> None:
+        self.batch, self.turn = batch, turn
+
+    def __call__(self, heads: Tensor, pages: LayerPages) -> Tensor:
+        """[tokens, H + 2K, head_dim] float32, turned in place -> [tokens, H * head_dim]; the pages then hold the new tokens."""
+        parts = [self.decodes(heads, pages)]
+        queries = heads[:, : -2 * pages.kv_heads]
+        parts += [_prefill(queries[chunk.first : chunk.last], pages, chunk).flatten(1) for chunk in self.batch.chunks]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def decodes(self, heads: Tensor, pages: LayerPages) -> Tensor:
+        """Turn and put away all tokens, and attend for the decode rows."""
+        rotate(heads[:, : -pages.kv_heads], self.turn)
+        pages.write(self.batch.slots, heads[:, -2 * pages.kv_heads :])
+        return _decode(heads[: self.batch.decodes, : -2 * pages.kv_heads], pages, self.batch).flatten(1)
+
+
+class NativeAttention(Attention):
+    """With our own kernel, which reads keys and values where they lie."""
+
+    def __init__(self, batch: Batch, turn: Tensor, shape: Shape) -> None:
+        super().__init__(batch, turn)
+        angles = torch.view_as_real(turn).contiguous()
+        self.step = Step(shape, angles, batch.slots, batch.tables, batch.positions, batch.decodes, batch.longest)
+
+    def decodes(self, heads: Tensor, pages: LayerPages) -> Tensor:
+        return self.step(heads, pages.page)
+
+
+def rotate(x: Tensor, turn: Tensor) -> None:
+    """Rotary embedding in place: a pair of neighbours is a complex number. x is [T, heads, D] float32."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn)
 
 
 def _decode(query: Tensor, pages: LayerPages, batch: Batch) -> Tensor:
     """The query heads that share a key head stand as its queries, so nothing is repeated for grouped queries."""
     rows, heads, size = query.shape
+    if not rows:
+        return query
     keys, values = pages.read(batch.tables, rows, batch.longest)
     grouped = query.to(keys.dtype).view(rows, keys.shape[1], -1, size)  # [rows, kv_heads, heads per kv head, head_dim]
     mask = None if batch.mask is None else batch.mask.expand(-1, *grouped.shape[1:3], -1)

@@ -1,12 +1,14 @@
 """The device side of an engine: a model and its pages; a plan in, sampled tokens out. Called from one thread."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from kernels.cpu import jit
+from kernels.cpu.team import awake
 from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
@@ -27,7 +29,7 @@ def _makers(checkpoint: Checkpoint, dtype: Dtype) -> tuple[Maker, Maker]:
     if dtype != "auto" or not checkpoint.quantized:
         plain = FORMS["bfloat16" if dtype == "auto" else dtype]
         return plain, plain
-    return Best(("int4", "int8", "bfloat16", "float32")), Best(("int8", "float32"))
+    return Best(("native", "int4", "int8", "bfloat16", "float32")), Best(("native", "int8", "float32"))
 
 
 @contextmanager
@@ -76,7 +78,7 @@ class Forward:
 
     def run(self, plan: Plan) -> list[Sampled]:
         """Copies, then the forward, then one answer per draw, in order. Token -1: the draw's logits were not finite."""
-        with torch.inference_mode():
+        with torch.inference_mode(), awake() if jit.available() else nullcontext():
             if plan.copies:
                 self.pages.copy(plan.copies)
             if not plan.rows:

@@ -3,6 +3,7 @@
 Which form is fastest depends on the machine and on how many rows x has, so `Best` measures.
 """
 
+import functools
 import math
 import time
 from bisect import bisect_left
@@ -11,13 +12,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
+
+from kernels.cpu import grouped, jit
+from services.engine.norm import Norm
 
 GROUP = 32  # columns that share a scale in GGUF's 4-bit forms
 BLOCK = 64  # columns that a Hadamard turn mixes, at most
 TINY = 1e-12  # keeps a row of zeros from dividing by zero
 MEASURED = (1, 4, 8, 16, 64)  # numbers of rows at which forms are compared
-SPREAD = 0.65  # int4 is one call that all threads share; the short calls around an int8 product are not shared
+SPREAD = 0.65  # the short calls around an int8 product are not shared by threads; these forms are one call
+SPREADS = ("native", "int4")
 RACE = 0.015  # seconds for one comparison
 
 
@@ -56,20 +61,59 @@ def stack(matrices: list[Matrix]) -> Matrix:
     return Grouped(torch.cat(codes), torch.cat(scales), torch.cat(floors))
 
 
-Form = Callable[[Tensor], Tensor]  # [rows, columns in] of any float type -> [rows, columns out] of a float type
+Before = Callable[[Tensor], Tensor]  # what a layer does to its input first: a Norm, `gate`, or nothing
 
 
-class Dense:
+def plain(x: Tensor) -> Tensor:
+    return x
+
+
+def gate(x: Tensor) -> Tensor:
+    """[rows, 2 * columns] -> [rows, columns]: the first half, through silu, opens the second."""
+    opening, passing = x.chunk(2, dim=1)
+    return silu(opening).mul_(passing)
+
+
+class Form:
+    """y = before(x) Wᵀ, added to `onto` (whose memory it may reuse) if that is given. Rows are of any float type."""
+
+    def __call__(self, x: Tensor, before: Before = plain, onto: Tensor | None = None) -> Tensor:
+        y = self.product(before(x))
+        return y if onto is None else onto + y
+
+    def product(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Native(Form):
+    """Our own kernel, weights in groups of 32: 4-bit ones as they are, others in 8 bits; what comes before is part of it."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        if isinstance(matrix, Grouped):
+            self.weight = grouped.four(matrix.codes, matrix.scale, matrix.floor)
+        else:
+            self.weight = grouped.eight(matrix.float())
+
+    def __call__(self, x: Tensor, before: Before = plain, onto: Tensor | None = None) -> Tensor:
+        x = x.float()
+        if isinstance(before, Norm):
+            return self.weight(x, "norm", onto, before.weight, before.eps)
+        if before is gate:
+            return self.weight(x, "gate", onto)
+        return self.weight(before(x), "plain", onto)
+
+
+class Dense(Form):
     """A plain matrix product in the weight's own type."""
 
     def __init__(self, matrix: Matrix, dtype: torch.dtype) -> None:
         self.weight = dense(matrix).to(dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         return linear(x.to(self.weight.dtype), self.weight)
 
 
-class Int4:
+class Int4(Form):
     """GGUF's 4-bit groups, multiplied as they are with bfloat16 activations: the only fast path of torch's kernel.
 
     torch computes (code - 8) * scale + zero, so zero = floor + 8 * scale. Both are rounded to bfloat16, which moves a
@@ -82,12 +126,12 @@ class Int4:
         scale_zero = torch.stack((matrix.scale.t(), zero.t()), dim=-1)  # [groups, rows, 2]
         self.scale_zero = scale_zero.bfloat16().contiguous()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x.bfloat16(), self.packed, GROUP, self.scale_zero)
         return y
 
 
-class Int8:
+class Int8(Form):
     """8-bit weights (a scale per row) times 8-bit activations (a scale per token), summed exactly in int32.
 
     For checkpoints that are quantized already. A few columns of x are far larger than the rest and would take the scale
@@ -108,7 +152,7 @@ class Int8:
     def _turned(self, x: Tensor) -> Tensor:
         return (x.reshape(-1, len(self.turn)) @ self.turn).view(x.shape)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         x = self._turned(x.float())
         scale = x.abs().amax(1, keepdim=True).clamp_min_(TINY).div_(127)  # [rows, 1]
         codes = x.div_(scale).add_(128.5).to(torch.uint8)  # the cast cuts off: the code + 128
@@ -131,7 +175,32 @@ def _int4(matrix: Matrix) -> Form:
     return Int4(matrix)
 
 
+def possible(name: str, matrix: Matrix) -> bool:
+    """Whether this machine can do it, and whether it is worth a comparison: our kernel yields only to what has instructions
+    of its own (dot products of bytes, bfloat16 tiles)."""
+    shape = (matrix.codes if isinstance(matrix, Grouped) else matrix).shape
+    native = jit.available() and grouped.fits(*shape)
+    if name == "native":
+        return native
+    if name == "int8":
+        return int8_is_exact()
+    if name == "bfloat16":
+        return not native or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return not native and (name != "int4" or isinstance(matrix, Grouped))
+
+
+@functools.cache
+def int8_is_exact() -> bool:
+    """Processors without a dot product instruction add pairs in 16 bits, which cuts off what is too large for these."""
+    columns = 64
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((8, columns), 127, dtype=torch.int8), None)
+    x, scale, zero = torch.full((4, columns), 255, dtype=torch.uint8), torch.ones(8), torch.zeros(8, dtype=torch.int64)
+    y = torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    return bool((y == 255 * 127 * columns).all())
+
+
 FORMS: dict[str, Callable[[Matrix], Form]] = {
+    "native": Native,
     "float32": lambda matrix: Dense(matrix, torch.float32),
     "bfloat16": lambda matrix: Dense(matrix, torch.bfloat16),
     "int8": Int8,
@@ -139,15 +208,15 @@ FORMS: dict[str, Callable[[Matrix], Form]] = {
 }
 
 
-class Chosen:
+class Chosen(Form):
     """Several forms of one layer, each used for the numbers of rows it is best at."""
 
     def __init__(self, matrix: Matrix, names: tuple[str, ...]) -> None:
         made = {name: FORMS[name](matrix) for name in sorted(set(names))}
         self.forms = tuple(made[name] for name in names)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.forms[bisect_left(MEASURED, min(len(x), MEASURED[-1]))](x)
+    def __call__(self, x: Tensor, before: Before = plain, onto: Tensor | None = None) -> Tensor:
+        return self.forms[bisect_left(MEASURED, min(len(x), MEASURED[-1]))](x, before, onto)
 
 
 class Best:
@@ -169,13 +238,13 @@ class Best:
         Call it with torch on one thread. From many rows to few, a form is left only for one that is a tenth faster,
         lest noise hold all weights twice.
         """
-        forms = {name: FORMS[name](matrix) for name in self.candidates if name != "int4" or isinstance(matrix, Grouped)}
+        forms = {name: FORMS[name](matrix) for name in self.candidates if possible(name, matrix)}
         chosen: list[str] = []
         for rows in reversed(MEASURED):
             x = torch.randn(rows, columns)
             took = _race(forms, x)
-            if "int4" in took:
-                took["int4"] *= SPREAD
+            for name in took.keys() & SPREADS:
+                took[name] *= SPREAD
             if chosen:
                 took[chosen[-1]] *= 0.9
             chosen.append(min(took, key=took.__getitem__))

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
-from services.engine.attention import LayerPages, Pages, attention
+from services.engine.attention import Attention, LayerPages, Pages
 from services.engine.batch import Batch
+from services.engine.linear import gate
 from services.engine.norm import Norm
 from services.engine.spec import ModelSpec
 from services.engine.weights import Layer, Parameters
@@ -22,37 +22,25 @@ class Llama:
         """[rows drawn from, vocab] float32; writes the batch's keys and values into the pages."""
         x = self.parameters.embedding[batch.tokens].float()  # [T, hidden]
         turn = turns(batch.positions, self.parameters.frequencies)  # [T, 1, D / 2]
+        attention = pages.attention(batch, turn)
         for layer, layer_pages in zip(self.parameters.layers, pages.layers, strict=True):
-            x = x + self.attend(layer.attention_norm(x), layer, batch, turn, layer_pages)
-            x = x + self.mlp(layer.mlp_norm(x), layer)
-        x = self.parameters.norm(x[batch.last])  # [rows drawn from, hidden]
-        return self.parameters.head(x).float()
+            x = self.attend(x, layer, attention, layer_pages)
+            x = layer.down(layer.gate_up(x, layer.mlp_norm), gate, x)
+        return self.parameters.head(x[batch.last], self.parameters.norm).float()
 
-    def attend(self, x: Tensor, layer: Layer[Norm], batch: Batch, turn: Tensor, pages: LayerPages) -> Tensor:
+    def attend(self, x: Tensor, layer: Layer[Norm], attention: Attention, pages: LayerPages) -> Tensor:
         spec = self.spec
-        qkv = layer.qkv(x)
+        qkv = layer.qkv(x, layer.attention_norm)
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
         heads = qkv.float().view(len(x), -1, spec.head_dim)  # [T, H + 2K, D]
-        qk = heads[:, : -spec.kv_heads]
         if layer.qk_norm is not None:
+            qk = heads[:, : -spec.kv_heads]
             qk.copy_(layer.qk_norm(qk))
-        rotate(qk, turn)
-        pages.write(batch.slots, heads[:, spec.heads :])
-        out = attention(heads[:, : spec.heads], pages, batch)  # [T, H, D]
-        return layer.out(out.reshape(len(x), -1))
-
-    def mlp(self, x: Tensor, layer: Layer[Norm]) -> Tensor:
-        gate, up = layer.gate_up(x).chunk(2, dim=1)  # [T, intermediate] each
-        return layer.down(silu(gate).mul_(up))
+        return layer.out(attention(heads, pages), onto=x)
 
 
 def turns(positions: Tensor, frequencies: Tensor) -> Tensor:
     """[T, 1, D / 2] complex: the turn of each pair at each position."""
     angles = positions.unsqueeze(1) * frequencies
     return torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
-
-
-def rotate(x: Tensor, turn: Tensor) -> None:
-    """Rotary embedding in place: a pair of neighbours is a complex number. x is [T, heads, D] float32."""
-    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn)

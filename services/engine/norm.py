@@ -14,9 +14,10 @@ class Norm:
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         size = weight.shape[-1]
-        self.weight = weight * math.sqrt(size)
+        self.weight, self.eps = weight, eps
+        self.scaled = weight * math.sqrt(size)
         self.least = torch.tensor(math.sqrt(size * eps))
 
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x.div(length.hypot_(self.least)).mul_(self.weight)
+        return x.div(length.hypot_(self.least)).mul_(self.scaled)

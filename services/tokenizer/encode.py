@@ -1,4 +1,4 @@
-"""Requests → token ids with their block hashes, or a clear refusal. Pure; called in batches off the event loop."""
+"""Requests → token ids with their block hashes, or a clear refusal. Pure; called in batches, large ones off the event loop."""
 
 from collections.abc import Sequence
 from time import perf_counter

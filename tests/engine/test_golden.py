@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kernels.cpu import jit
 from services.engine.forward import Forward
 from tests.engine.generate import generate
 
@@ -46,9 +47,13 @@ def test_shuffled_blocks(smollm2: Forward) -> None:
         check(output, record)
 
 
-def test_auto_is_close(smollm2_path: Path) -> None:
-    """8-bit activations may turn a near tie, after which texts differ; most first tokens must be the recorded ones."""
-    forward = Forward(smollm2_path, "auto", num_blocks=256, block_size=16)
+def test_auto_says_the_same(smollm2_path: Path) -> None:
+    """With our own kernels word for word; elsewhere 8-bit activations may turn a near tie, after which texts differ."""
+    forward = Forward(smollm2_path, "auto", num_blocks=640, block_size=16)
     forward.warm_up()
-    outputs = generate(forward, [r["prompt_ids"] for r in RECORDS], tables(16, 16), 16, 1)
+    longest = max(len(record["output_ids"]) for record in RECORDS) if jit.available() else 1
+    outputs = generate(forward, [r["prompt_ids"] for r in RECORDS], tables(16), 16, longest)
+    if jit.available():
+        for output, record in zip(outputs, RECORDS, strict=True):
+            check(output, record)
     assert sum(output[0] == r["output_ids"][0] for output, r in zip(outputs, RECORDS, strict=True)) >= 13

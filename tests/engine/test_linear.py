@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from services.engine.linear import FORMS, MEASURED, Best, Chosen, Grouped, stack
+from kernels.cpu import jit
+from kernels.cpu.team import awake
+from services.engine import linear
+from services.engine.linear import FORMS, Best, Chosen, Dense, Grouped, gate, plain, stack
+from services.engine.norm import Norm
+
+exact = pytest.mark.skipif(not linear.int8_is_exact(), reason="this processor cuts off sums of 8-bit products")
+int8 = pytest.param("int8", marks=exact)
+native = pytest.mark.skipif(not jit.available(), reason="no AVX2 here")
 
 
 def make(rows: int, columns: int) -> Grouped:
@@ -13,7 +21,10 @@ def make(rows: int, columns: int) -> Grouped:
     return Grouped(codes, scale, -8 * scale + torch.rand(scale.shape, generator=random) * 0.01)
 
 
-@pytest.mark.parametrize(("form", "limit"), [("float32", 1e-5), ("bfloat16", 0.01), ("int4", 0.01), ("int8", 0.02)])
+LIMITS = [("float32", 1e-5), ("bfloat16", 0.01), ("int4", 0.01), pytest.param("int8", 0.02, marks=exact)]
+
+
+@pytest.mark.parametrize(("form", "limit"), LIMITS)
 @pytest.mark.parametrize("tokens", [1, 2, 7, 33])
 def test_forms(form: str, limit: float, tokens: int) -> None:
     matrix = stack([make(64, 96), make(32, 96)])
@@ -31,22 +42,73 @@ def test_int4_keeps_the_weights() -> None:
     assert (error <= matrix.scale.repeat_interleave(32, 1) / 4 + 1e-3).all()
 
 
-def test_zero_rows_stay_zero() -> None:
-    assert FORMS["int8"](make(32, 64))(torch.zeros(3, 64)).abs().max() == 0
+@native
+@pytest.mark.parametrize("before", [plain, gate, Norm(torch.rand(96) + 0.5, 1e-5)], ids=["plain", "gate", "norm"])
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 9])
+def test_native_does_what_comes_before_and_adds(before: linear.Before, dense: bool, tokens: int) -> None:
+    matrix = make(64, 96).dense() if dense else make(64, 96)
+    random = torch.Generator().manual_seed(tokens)
+    x = 20 * torch.randn(tokens, 192 if before is gate else 96, generator=random)  # large: silu's ends, too
+    onto = torch.randn(tokens, 64, generator=random)
+    expected = onto + before(x) @ linear.dense(matrix).t()
+    y = FORMS["native"](matrix)(x, before, onto.clone())
+    assert (y - expected).norm() < 0.02 * (expected - onto).norm()
 
 
-def test_nan_stays_in_its_row() -> None:
+@native
+def test_native_keeps_8_bit_weights() -> None:
+    """What a file has in groups of 8-bit codes is multiplied as it is: 16-bit activations round no more than float32 sums."""
+    codes = torch.randint(-127, 128, (16, 64), dtype=torch.int8)
+    codes[:, ::32] = 127  # the largest of each group, as in Q8_0
+    weight = (codes.view(16, 2, 32) * (torch.rand(16, 2, 1) + 0.1)).view(16, 64)
+    x = torch.randn(5, 64)
+    y, expected = FORMS["native"](weight)(x).double(), x.double() @ weight.double().t()
+    assert (y - expected).norm() < 1e-4 * expected.norm()
+
+
+@native
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_native_rows_do_not_know_each_other(threads: int) -> None:
+    """Nor does it matter who helps: helpers come and go at any moment, here more of them than there are cores."""
+    before, form, x = torch.get_num_threads(), FORMS["native"](make(64, 96)), torch.randn(11, 96)
+    torch.set_num_threads(threads)
+    alone = torch.cat([form(row.unsqueeze(0)) for row in x])
+    for _ in range(50):
+        with awake():
+            assert form(x).equal(alone) and form(x[:2]).equal(alone[:2])
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("form", [int8, pytest.param("native", marks=native)])
+def test_zero_rows_stay_zero(form: str) -> None:
+    assert FORMS[form](make(32, 64))(torch.zeros(3, 64)).abs().max() == 0
+
+
+@pytest.mark.parametrize("form", [int8, pytest.param("native", marks=native)])
+def test_nan_stays_in_its_row(form: str) -> None:
+    _stays(FORMS[form](make(32, 64)), torch.nan)
+
+
+@native
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_native_says_what_is_not_finite(bad: float) -> None:
+    _stays(FORMS["native"](make(32, 64)), bad)
+    _stays(FORMS["native"](make(32, 64).dense()), bad)
+
+
+def _stays(form: linear.Form, bad: float) -> None:
     x = torch.randn(3, 64)
-    x[1, 3] = torch.nan
-    y = FORMS["int8"](make(32, 64))(x)
+    x[1, 3] = bad
+    y = form(x)
     assert y[[0, 2]].isfinite().all() and y[1].isnan().all()
 
 
 def test_chosen_uses_each_form_where_it_won() -> None:
     matrix = make(32, 64)
-    chosen = Chosen(matrix, ("int4", "int4", "int8", "int8", "float32"))
-    kinds = [type(chosen.forms[i]).__name__ for i in range(len(MEASURED))]
-    assert kinds == ["Int4", "Int4", "Int8", "Int8", "Dense"]
+    chosen = Chosen(matrix, ("int4", "int4", "bfloat16", "bfloat16", "float32"))
+    dtypes = [form.weight.dtype if isinstance(form, Dense) else None for form in chosen.forms]
+    assert dtypes == [None, None, torch.bfloat16, torch.bfloat16, torch.float32]
     x = torch.randn(200, 64)
     for tokens in (1, 2, 4, 5, 16, 17, 64, 65, 200):
         plain = x[:tokens] @ matrix.dense().t()
@@ -56,7 +118,7 @@ def test_chosen_uses_each_form_where_it_won() -> None:
 def test_best_measures_a_shape_once() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    best = Best(("int4", "float32"))
+    best = Best(("native", "int4", "float32"))
     for rows in (32, 32, 64):
         best(make(rows, 64))
     torch.set_num_threads(threads)

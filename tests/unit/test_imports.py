@@ -48,8 +48,8 @@ def test_law(path: Path) -> None:
             assert top not in {"services", "shared", "kernels"} - {place[0]}, module
         if place[0] == "services" and len(place) > 2 and top == "services":
             assert rest[0] == place[1], f"{module}: no service imports another"
-        if top == "kernels" and place[0] != "kernels":
-            assert place[:2] == ("services", "engine"), module
+        if top == "kernels":
+            assert place[0] == "kernels" or place[:2] == ("services", "engine"), module
         if top == "torch":
             device = place[:2] == ("services", "engine") and (path.stem in DEVICE or place[2] == "gpu")
             assert place[0] == "kernels" or device, module

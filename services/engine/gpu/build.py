@@ -12,7 +12,7 @@ from services.engine.checkpoint import open_checkpoint
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.device import Gpu
 from services.engine.gpu.llama import Llama, NormWeight
-from services.engine.linear import Dense, dense
+from services.engine.linear import Dense, Form, dense
 from services.engine.plan import Limits
 from services.engine.spec import ModelSpec, from_config
 from services.engine.weights import Makers, Parameters, Random, load
@@ -25,13 +25,13 @@ TRIAL = 2  # blocks beyond those of the largest prefill, while the memory of a s
 LOGITS = 3  # times the logits of a full step: they are copied where they are edited, and for logprobs
 
 
-class Head:
+class Head(Form):
     """hidden -> vocab, in float32 logits: rounded to bfloat16, near ones would be equal."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.t()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32:
             return x @ self.weight
         return torch.mm(x, self.weight, out_dtype=torch.float32)

@@ -1,0 +1,200 @@
+"""Rotary embedding, the pages' new tokens, and paged attention of decode rows, in one call, on the CPU.
+
+    qkv     float32 [tokens, heads + 2 kv_heads, head_dim]       rotated in place: pairs of neighbours, as complex numbers
+    turn    float32 [tokens, head_dim / 2, 2]                    cosine and sine of each pair
+    page    bfloat16 [blocks, block_size, 2 kv_heads, head_dim]  one layer: keys, then values; the new tokens are put in
+    slots   int64 [tokens]                                       where: block * block_size + offset
+    tables  int64 [rows, width]                                  the decode rows' blocks; these rows are the first tokens
+    places  int64 [tokens]                                       positions: row r attends to places[r] + 1 tokens
+    out     float32 [rows, heads, head_dim]                      softmax(q · K / sqrt(head_dim)) · V
+
+First the tokens are turned and put away, one by one, then the rows' key heads are attended to, one by one.
+Keys and values are read where they lie, up to each row's own length: nothing is gathered, padded or masked.
+"""
+
+import ctypes
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from kernels.cpu.jit import (
+    F32,
+    I64,
+    POINTER,
+    VOID,
+    Function,
+    Module,
+    Value,
+    compile,
+    every,
+    number,
+    real,
+)
+from kernels.cpu.lanes import LOG2E, power_of_two, sum_of
+from kernels.cpu.pages import FLOATS, LANES, WIDE, Shape, from_bfloat, put, token_at
+from kernels.cpu.team import team
+
+HEADS = 4  # query heads that share a reading
+
+
+# -- reference -------------------------------------------------------------------------------------------------------------
+
+
+def reference(qkv: Tensor, turn: Tensor, page: Tensor, slots: Tensor, tables: Tensor, places: Tensor) -> Tensor:
+    """In plain torch, row by row."""
+    kv_heads = page.shape[2] // 2
+    heads = qkv.shape[1] - 2 * kv_heads
+    qk = qkv[:, : heads + kv_heads]
+    torch.view_as_complex(qk.unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(turn).unsqueeze(1))
+    page.flatten(0, 1)[slots] = qkv[:, heads:].to(page.dtype)
+    rows = []
+    for row, table in enumerate(tables):
+        both = page[table].flatten(0, 1)[: places[row] + 1].float()  # [length, 2 * kv_heads, head_dim]
+        keys, values = (part.repeat_interleave(heads // kv_heads, 1) for part in both.split(kv_heads, 1))
+        scores = torch.einsum("hd,lhd->hl", qkv[row, :heads], keys) / math.sqrt(qkv.shape[2])
+        rows.append(torch.einsum("hl,lhd->hd", scores.softmax(1), values))
+    return torch.stack(rows)
+
+
+# -- kernel ----------------------------------------------------------------------------------------------------------------
+
+
+def _attend(module: Value, shape: Shape) -> None:
+    """attend(queries, page, table, length, out, scratch): the query heads of one key head, whose keys `page` points at."""
+    fn = Function(module, "attend", [POINTER] * 3 + [I64] + [POINTER] * 2)
+    queries, page, table, length, out, scratch = fn.arguments
+    line = fn.times(fn.build.add(length, number(LANES)), 4)  # of scratch, for one head
+    for first in range(0, shape.group, HEADS):
+        count, here = min(HEADS, shape.group - first), 4 * first * shape.head_dim
+        lines = [fn.at(scratch, fn.times(line, head)) for head in range(count)]
+        largest = _scores(fn, shape, fn.at(queries, here), page, table, length, lines)
+        totals = [_weights(fn, line, length, most) for line, most in zip(lines, largest, strict=True)]
+        _values(fn, shape, page, table, length, lines, totals, fn.at(out, here))
+    fn.build.ret_void()
+
+
+def _scores(
+    fn: Function, shape: Shape, queries: Value, page: Value, table: Value, length: Value, lines: list[Value]
+) -> list[Value]:
+    """Into `lines`, in powers of two; the answer is each head's largest."""
+    build, scale = fn.build, real(LOG2E / math.sqrt(shape.head_dim))
+    for line in lines:
+        fn.store(every(F32, -math.inf, LANES), line, fn.times(length, 4))  # behind the last, up to a whole register
+
+    def token(at: Value, largest: list[Value]) -> list[Value]:
+        key, sums = token_at(fn, shape, page, table, at), [every(F32, 0.0, LANES)] * len(lines)
+        for part in range(0, shape.head_dim, LANES):
+            keys = from_bfloat(fn, key, 2 * part)
+            for head in range(len(lines)):
+                sums[head] = fn.same("fma", keys, fn.load(queries, 4 * (head * shape.head_dim + part), FLOATS), sums[head])
+        scores = [build.fmul(sum_of(fn, total), scale) for total in sums]
+        for line, score in zip(lines, scores, strict=True):
+            fn.store(score, line, fn.times(at, 4))
+        return [fn.same("maxnum", most, score) for most, score in zip(largest, scores, strict=True)]
+
+    return fn.loop(length, token, [real(-math.inf)] * len(lines))
+
+
+def _weights(fn: Function, line: Value, length: Value, largest: Value) -> Value:
+    """Scores -> weights, in place; the answer is their sum."""
+    most = fn.spread(largest, LANES)
+
+    def some(at: Value, totals: list[Value]) -> list[Value]:
+        weights = power_of_two(fn, fn.build.fsub(fn.load(line, fn.times(at, 4), FLOATS), most))
+        fn.store(weights, line, fn.times(at, 4))
+        return [fn.build.fadd(totals[0], weights)]
+
+    [total] = fn.loop(length, some, [every(F32, 0.0, LANES)], step=LANES)
+    return sum_of(fn, total)
+
+
+def _values(
+    fn: Function, shape: Shape, page: Value, table: Value, length: Value, lines: list[Value], totals: list[Value], out: Value
+) -> None:
+    values = shape.kv_heads * shape.head_dim * 2  # behind the keys, in bytes
+    for part in range(0, shape.head_dim, WIDE):
+
+        def token(at: Value, sums: list[Value], part: int = part) -> list[Value]:
+            here = token_at(fn, shape, page, table, at)
+            halves = [from_bfloat(fn, here, values + 2 * (part + half)) for half in range(0, WIDE, LANES)]
+            weights = [fn.spread(fn.load(line, fn.times(at, 4), F32), LANES) for line in lines]
+            pairs = [(weight, half) for weight in weights for half in halves]
+            return [fn.same("fma", *pair, total) for pair, total in zip(pairs, sums, strict=True)]
+
+        sums = fn.loop(length, token, [every(F32, 0.0, LANES)] * (len(lines) * WIDE // LANES))
+        for at, total in enumerate(sums):
+            head, half = divmod(at, WIDE // LANES)
+            mean = fn.build.fdiv(total, fn.spread(totals[head], LANES))
+            fn.store(mean, out, 4 * (head * shape.head_dim + part + half * LANES))
+
+
+class Call(ctypes.Structure):
+    """What a call's threads are told."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("qkv", "turn", "page", "slots", "tables", "places", "out", "scratch")),
+        *((name, ctypes.c_int64) for name in ("width", "scratch_bytes")),
+    )
+
+
+def _phases(module: Value, shape: Shape) -> None:
+    """place(call, token), then answer(call, unit): one key head of one row."""
+    head_bytes, row_bytes = 4 * shape.head_dim, 4 * shape.head_dim * (shape.heads + 2 * shape.kv_heads)
+    fn = Function(module, "place", [POINTER, I64])
+    call, token = fn.arguments
+    qkv, turn, page, slots = (fn.load(call, 8 * at, POINTER) for at in range(4))
+    target = fn.at(page, fn.times(fn.load(slots, fn.times(token, 8), I64), shape.token_bytes))
+    fn.call("put", VOID, fn.at(qkv, fn.times(token, row_bytes)), fn.at(turn, fn.times(token, head_bytes)), target)
+    fn.build.ret_void()
+
+    fn = Function(module, "answer", [POINTER, I64])
+    (call, unit), build = fn.arguments, fn.build
+    qkv, _, page, _, tables, places, out, scratch = (fn.load(call, 8 * at, POINTER) for at in range(8))
+    width, scratch_bytes = (fn.load(call, 8 * at, I64) for at in (8, 9))
+    row, head = build.sdiv(unit, number(shape.kv_heads)), build.srem(unit, number(shape.kv_heads))
+    heads = fn.times(head, shape.group * head_bytes)
+    queries = fn.at(qkv, build.add(fn.times(row, row_bytes), heads))
+    target = fn.at(out, build.add(fn.times(row, shape.heads * head_bytes), heads))
+    table, mine = fn.at(tables, fn.times(build.mul(row, width), 8)), fn.at(scratch, build.mul(unit, scratch_bytes))
+    length = build.add(fn.load(places, fn.times(row, 8), I64), number(1))
+    fn.call("attend", VOID, queries, fn.at(page, fn.times(head, 2 * shape.head_dim)), table, length, target, mine)
+    build.ret_void()
+
+
+@functools.cache
+def _compiled(shape: Shape) -> tuple[int, int]:
+    """The addresses of the two phases."""
+    module = Module("decode")
+    put(module, shape)
+    _attend(module, shape)
+    _phases(module, shape)
+    address = compile(module)
+    return address("place"), address("answer")
+
+
+# -- launcher --------------------------------------------------------------------------------------------------------------
+
+
+class Step:
+    """What all layers of one step share. `width` blocks a row; `longest` tokens the longest row attends to."""
+
+    def __init__(
+        self, shape: Shape, turn: Tensor, slots: Tensor, tables: Tensor, places: Tensor, rows: int, longest: int
+    ) -> None:
+        scratch_bytes = 4 * HEADS * (longest + LANES) + 64  # of a row's key head
+        self.shape, self.tokens, self.rows, self.team = shape, len(slots), rows, team()
+        scratch = torch.empty(rows * shape.kv_heads * scratch_bytes, dtype=torch.uint8)
+        self.kept = (turn, slots, tables, places, scratch)
+        pointers = dict(zip(("turn", "slots", "tables", "places", "scratch"), (t.data_ptr() for t in self.kept), strict=True))
+        self.call = Call(width=len(tables) // max(rows, 1), scratch_bytes=scratch_bytes, **pointers)
+
+    def __call__(self, qkv: Tensor, page: Tensor) -> Tensor:
+        """[rows, heads * head_dim]; the pages then hold all tokens."""
+        assert qkv.is_contiguous() and qkv.dtype == torch.float32 and page.dtype == torch.bfloat16
+        out = torch.empty(self.rows, self.shape.heads * self.shape.head_dim)
+        self.call.qkv, self.call.page, self.call.out = qkv.data_ptr(), page.data_ptr(), out.data_ptr()
+        first, second = _compiled(self.shape)
+        self.team.run(self.call, (first, self.tokens), (second, self.rows * self.shape.kv_heads))
+        return out
