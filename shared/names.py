@@ -29,6 +29,11 @@ class Streams:
         return self._key("dead")
 
     @property
+    def era(self) -> str:
+        """A random id that the broker loses with everything else."""
+        return self._key("era")
+
+    @property
     def members(self) -> str:
         return self._key("members")
 

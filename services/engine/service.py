@@ -140,6 +140,8 @@ class Engine:
 
     def _schedule(self, job: Job) -> None:
         self.jobs.open[job.work.request] = job
+        for choice, reason in job.complete().items():
+            self.jobs.end(job, choice, reason, time.monotonic())
         for sequence in job.sequences():
             self.scheduler.add(sequence)
         for choice in range(job.work.sampling.n):
@@ -218,4 +220,4 @@ class Engine:
             return
         now = time.monotonic()
         for sequence in self.scheduler.cancel(job.work.request, choice):
-            self.jobs.end(job, sequence, now)
+            self.jobs.end(job, sequence.choice, "cancelled", now)

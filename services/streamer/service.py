@@ -33,6 +33,7 @@ class Streamer:
         self.bus: Bus = life.bus
         self.partition = partition
         self.sessions: dict[str, Session] = {}
+        self.attaching: set[Session] = set()  # not served yet, but their partitions are followed
         self.orphans: dict[str, asyncio.TimerHandle] = {}
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
@@ -110,7 +111,8 @@ class Streamer:
 
     async def _cancel(self, record: Record, choice: int | None) -> None:
         try:
-            await self.bus.cancel(Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice))
+            item = Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice)
+            await self.bus.append(self.bus.names.control, item)
         except BusDown as error:
             log.warning("%s: a cancellation was lost: %s", self.config.id, error)
 
@@ -174,7 +176,8 @@ class Streamer:
 
     async def _keep_partition(self) -> None:
         """Partitions of streamers that are gone are followed only while somebody here needs them."""
-        needed = {self.bus.names.tokens(name) for name in (self.partition, *(s.partition for s in self.sessions.values()))}
+        followed = {session.partition for session in (*self.sessions.values(), *self.attaching)}
+        needed = {self.bus.names.tokens(name) for name in (self.partition, *followed)}
         for stream in [stream for stream in self.tail.positions if stream not in needed]:
             del self.tail.positions[stream]
         await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)

@@ -5,7 +5,7 @@ Only counts are kept for what was sent: a slow client costs the token ids of its
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from services.streamer.decode import TextStream
@@ -71,13 +71,15 @@ class Session:
         self.error: StreamError | None = None
         self.heard = time.monotonic()
         self.outputs = [Output(TextStream(vocab.tokenizer, record.stop)) for _ in range(record.submit.sampling.n)]
+        self.follower = Follower(0, 0)
         self.begin(record)
 
     def begin(self, record: Record) -> None:
         """Follow the attempt that this record describes. What was told to the client stays told."""
-        submit = record.submit
+        submit, before = record.submit, self.follower
         self.record, self.position = record, submit.log_from
         self.follower = Follower(submit.generation, submit.sampling.n, submit.given, submit.ends)
+        self.follower.inherit(before)
         self.conflict, self.heard = False, time.monotonic()
 
     @property
@@ -168,16 +170,25 @@ class Session:
     def cursor(self) -> str:
         return cursor(self.follower.choices, self.counts)
 
-    def delivered(self) -> tuple[tuple[bytes, ...], tuple[End | None, ...]]:
-        """What the client has: above the log and every engine's memory when the broker has lost data."""
+    def frames(self, deltas: list[Delta]) -> Iterator[tuple[Delta, str]]:
+        """Each with the cursor of a client that got the deltas up to it, and not the ones that follow."""
+        counts = self.counts
+        for delta in deltas:
+            counts[delta.choice] = delta.first
+        for delta in deltas:
+            counts[delta.choice] = delta.count
+            yield delta, cursor(self.follower.choices, counts)
+
+    def known(self) -> tuple[tuple[bytes, ...], tuple[End | None, ...]]:
+        """What the client has or is about to get: above the log and every engine's memory when the broker has lost data."""
         told = list(zip(self.outputs, self.follower.choices, strict=True))
-        given = tuple(pack_ids(choice.ids[: output.count]) for output, choice in told)
+        given = tuple(pack_ids(choice.ids[: output.count] if output.finish else choice.ids) for output, choice in told)
         return given, tuple(self._end(at) for at in range(len(told)))
 
     def _end(self, choice: int) -> End | None:
         output, told = self.outputs[choice], self.follower.choices[choice]
-        if output.finish is None or told.end is not None:
-            return told.end if output.finish else None
+        if told.end is not None or output.finish is None:
+            return told.end
         return End(
             request=self.id, epoch=self.follower.epoch, choice=choice, count=output.count, reason=output.finish,
             cached_tokens=0, tokenize_ms=0.0, queue_ms=0.0, prefill_ms=0.0, decode_ms=0.0,

@@ -90,13 +90,13 @@ class Socket:
         try:
             await self.send("accepted", id, request=session.id)
             async for deltas in session.deltas():
-                for delta in deltas:
+                for delta, cursor in session.frames(deltas):
                     if delta.finish == "stop":
                         self.door.streamer.cancel_choice(session, delta.choice)
                     told = session.follower.choices[delta.choice].ids[delta.first : delta.count]
                     extras = {"token_ids": list(told)} if with_ids else {}
                     if delta.text or extras:
-                        await self.send("token", id, choice=delta.choice, text=delta.text, cursor=session.cursor(), **extras)
+                        await self.send("token", id, choice=delta.choice, text=delta.text, cursor=cursor, **extras)
             await self._done(id, session)
         except StreamError as error:
             await self.error(id, error.code, str(error))
