@@ -37,14 +37,15 @@ async def _restore(streamer: "Streamer", session: Session) -> None:
     record = await bus.change(
         session.id,
         streamer.config.keep_s,
-        lambda now: restored(before, now, given, ends, log_from, generation),
+        lambda now: None if session.done else restored(before, now, given, ends, log_from, generation),
         lambda record: attempt(bus.names, record),
     )
     if record is None:
-        session.fail("superseded", "another connection serves this request now")
+        if not session.done:
+            session.fail("superseded", "another connection serves this request now")
         return
     session.begin(record)
-    if session.done:  # its client has left, or has all it wanted, meanwhile
+    if session.done and not session.superseded:  # its client has left, or has all it wanted, meanwhile
         await bus.append(bus.names.control, Cancel(request=session.id, generation=record.submit.generation))
     streamer.life.stats.counters["restores"] += 1
     log.warning("%s: restored %s from %s tokens", streamer.config.id, session.id, session.counts)

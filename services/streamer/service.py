@@ -57,7 +57,7 @@ class Streamer:
             session = self.sessions.get(record.request)
             if session is not None and self.bus.names.tokens(session.partition) == stream:
                 session.apply(entry, record)
-                if session.conflict:
+                if session.conflict and not (session.restoring or session.done):
                     self.start(restore(self, session))
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -90,7 +90,7 @@ class Streamer:
     def close(self, session: Session) -> None:
         """The client has its terminal event, or has left: stop serving, and stop engines from working for nobody."""
         self._forget(session)
-        if not session.follower.ended and not (session.error and session.error.code == "superseded"):
+        if not session.follower.ended and not session.superseded:
             self.start(self._cancel(session.record, None))
 
     def _forget(self, session: Session) -> None:

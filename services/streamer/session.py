@@ -94,6 +94,10 @@ class Session:
     def done(self) -> bool:
         return self.stopped or self.error is not None or all(output.finish for output in self.outputs)
 
+    @property
+    def superseded(self) -> bool:
+        return self.error is not None and self.error.code == "superseded"
+
     def apply(self, entry: str, record: LogRecord) -> None:
         """Take one record of the log, in order."""
         if record.kind == "attach":

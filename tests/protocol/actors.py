@@ -22,7 +22,7 @@ from shared.stats import Stats
 from shared.tokenlog import Choice
 from tests.protocol.kernel import Kernel, Process, SimBus
 
-REQUEST, STOP = "r", 1
+STOP = 1
 CONFIG = StreamerConfig(id="s", model="m")
 
 
@@ -35,6 +35,7 @@ class Tokens:
         self._favourite: dict[tuple[int, int], int] = {}
         self._stops: set[tuple[int, int]] = set()
         self.drawn = 0
+        self.anew: set[str] = set()  # entries whose engines began without reading the log
 
     def draw(self, choice: int, before: int) -> int:
         """The same again with probability `greedy`, as a deterministic engine would; else another one."""
@@ -52,6 +53,11 @@ class Tokens:
 
     def follows(self, token: int, choice: int, before: int) -> bool:
         return (choice, before) in self._stops if token == STOP else self._parent[token] == (choice, before)
+
+
+def root(request: str) -> int:
+    """What stands for the empty context of a request."""
+    return -int(request)
 
 
 class Engine:
@@ -84,9 +90,12 @@ class Engine:
         before = self.jobs.pop(job.work.request, None)
         if before is not None and before.epoch > job.epoch:
             self.jobs[job.work.request] = before
-        elif not self.cancels.covers(job.work.request, job.work.generation):
+        elif self.cancels.covers(job.work.request, job.work.generation):
+            self.said += [job.claim(), job.fail("cancelled", "cancelled before it began")]
+        else:
             if not job.work.resume:
                 self.said.append(job.claim())
+                self.tokens.anew.add(job.entry)
             if not job.work.resume or await catch_up(self.bus, job):
                 self.jobs[job.work.request] = job
                 for choice, reason in job.complete().items():
@@ -97,14 +106,15 @@ class Engine:
     async def steps(self) -> None:
         while True:
             await self.kernel.until(lambda: bool(self.jobs) and len(self.said) < 8)
-            await self.kernel.sleep(self.kernel.random.choice((20, 50, 200)))
+            await self.kernel.sleep(self.kernel.random.choice((20, 100, 400)))
             for job in list(self.jobs.values()):
                 for at, choice in enumerate(job.choices):
                     if choice.end is None:
                         self.draw(job, at, choice)
 
     def draw(self, job: Job, at: int, choice: Choice) -> None:
-        self.said.append(job.advance(at, Sampled(self.tokens.draw(at, choice.ids[-1] if choice.ids else 0))))
+        before = choice.ids[-1] if choice.ids else root(job.work.request)
+        self.said.append(job.advance(at, Sampled(self.tokens.draw(at, before))))
         reason = job.complete().get(at)
         if reason is not None:
             self.end(job, at, reason)
@@ -196,10 +206,12 @@ class SimStreamer(Streamer):
         life: Any = SimpleNamespace(config=CONFIG, bus=bus, stats=stats)
         super().__init__(life, SimpleNamespace(tokenizer=None), START, partition)  # type: ignore[arg-type]
         self.kernel, self.process = kernel, process
+        self.conflicts = 0
         process.start(self.followed())
         process.start(self.beats())
 
     def start(self, work: Any) -> None:
+        self.conflicts += work.__name__ == "restore"
         self.process.start(work)
 
     def detach(self, session: Session) -> None:
@@ -233,9 +245,9 @@ class Socket:
         self.error: StreamError | None = None
         self._frames: Iterator[tuple[Delta, str]] = iter(())
 
-    async def resume(self, cursor: str) -> None:
+    async def resume(self, request: str, cursor: str) -> None:
         try:
-            self.session = await attach(self.streamer, REQUEST, cursor)
+            self.session = await attach(self.streamer, request, cursor)
         except StreamError as error:
             self.error = error
 
@@ -258,9 +270,9 @@ class Socket:
         return delta, cursor, list(session.follower.choices[delta.choice].ids[delta.first : delta.count])
 
 
-def new_record(tokens: int, choices: int) -> Record:
+def new_record(request: str, tokens: int, choices: int) -> Record:
     submit = Submit(
-        request=REQUEST, tenant="t", partition="p", log_from=START, generation=0, given=(), ends=(), prompt="x",
+        request=request, tenant="t", partition="p", log_from=START, generation=0, given=(), ends=(), prompt="x",
         sampling=Sampling(n=choices, stop_ids=(STOP,)), max_tokens=tokens, deadline_ms=1 << 50,
     )  # fmt: skip
     return Record(submit=submit, stop=(), connection=1)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.bus import Bus, BusDown, Patience, Refused
+from shared.bus import Bus, BusDown, Patience, Refused, entry_order
 from shared.names import Streams
-from tests.protocol.broker import Broker, Command
+from tests.protocol.broker import Broker, Command, Id
 
 STEP_MS = 10
 BLOCK_MS = 1000
@@ -30,6 +30,16 @@ class Call:
     since: int = 0
     answered: bool = False
     answer: Any = None
+    block_ms: int = 0
+    reads: list[tuple[str, Id | None]] = field(default_factory=list)  # what a blocking read waits for; None: a group's new ones
+
+
+def blocking(words: Command) -> Call:
+    at = words.index("STREAMS") + 1 if "STREAMS" in words else len(words)
+    half = (len(words) - at) // 2
+    pairs = zip(words[at : at + half], words[at + half :], strict=True)
+    reads = [(name, entry_order(after) if "-" in after else None) for name, after in pairs]
+    return Call(commands=[words], line=True, block_ms=BLOCK_MS if "BLOCK" in words else 0, reads=reads)
 
 
 @types.coroutine
@@ -48,6 +58,7 @@ class Process:
     name: str
     tasks: list[Task] = field(default_factory=list)
     paused_until: int = 0
+    held: bool = False  # while it is paused: what it was sending has not left its machine
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.tasks.append(Task(coroutine))
@@ -71,14 +82,16 @@ class Kernel:
     def step(self) -> None:
         """Let one thing happen: a call reaches the broker, or an answer its sender."""
         self.now += STEP_MS
-        able = [(process, task) for process in self.processes.values() for task in process.tasks if self._able(process, task)]
-        if self.flying and self.random.random() < 0.3:
+        if self.flying and self.random.random() < 0.02:
             self._execute(self.flying.pop(self.random.randrange(len(self.flying))))
-        elif able:
-            process, task = self.random.choice(able)
-            self._advance(process, task)
-        else:
+            return
+        waiting = [(process, task) for process in self.processes.values() for task in process.tasks]
+        self.random.shuffle(waiting)
+        able = next((pair for pair in waiting if self._able(*pair)), None)
+        if able is None:
             self.now += 10 * STEP_MS
+        else:
+            self._advance(*able)
 
     def _able(self, process: Process, task: Task) -> bool:
         call, awake = task.call, self.now >= process.paused_until
@@ -86,22 +99,21 @@ class Kernel:
             return awake
         if call.ready is not None:
             return awake and call.ready()
+        if process.held and not awake:
+            return False
         return not call.line or self._arrived(call)
 
     def _arrived(self, call: Call) -> bool:
         """A blocking read is answered when there is something, or when it has waited for long enough."""
-        words = call.commands[0]
-        if "BLOCK" not in words or self.now - call.since >= BLOCK_MS:
+        if self.now - call.since >= call.block_ms:
             return True
-        at = words.index("STREAMS") + 1
-        half = (len(words) - at) // 2
-        for name, after in zip(words[at : at + half], words[at + half :], strict=True):
+        for name, after in call.reads:
             stream = self.broker.streams.get(name)
-            if after == ">":
-                group = stream.groups.get(words[2]) if stream else None
+            if after is None:
+                group = stream.groups.get(call.commands[0][2]) if stream else None
                 if group is None or (stream and stream.last > group.last):
                     return True
-            elif stream and stream.last > tuple(map(int, after.split("-"))):
+            elif stream and stream.last > after:
                 return True
         return False
 
@@ -154,7 +166,8 @@ class Kernel:
         return Call(commands=call.commands[: self.random.randrange(1, len(call.commands) + 1)])
 
     def pause(self, name: str, ms: int) -> None:
-        self.processes[name].paused_until = self.now + ms
+        process = self.processes[name]
+        process.paused_until, process.held = self.now + ms, self.random.random() < 0.6
 
     def break_connections(self) -> None:
         """The broker has restarted: blocking readers see it; answers of others are lost, so that they send again."""
@@ -206,7 +219,7 @@ class SimLine:
         self._bus = bus
 
     async def execute(self, *command: Any) -> Any:
-        return await ask(Call(commands=[command], line=True))
+        return await ask(blocking(command))
 
     async def close(self) -> None:
         pass

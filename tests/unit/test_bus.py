@@ -120,20 +120,33 @@ async def test_record_is_compared_and_set(bus: Bus) -> None:
     )  # fmt: skip
     record = Record(submit=submit, stop=("a",), connection=1)
     assert await bus.load("r") is None
-    assert await bus.save(record, 60, lambda now: now is None)
-    assert not await bus.save(record, 60, lambda now: now is None)
+    assert await bus.change("r", 60, lambda now: record if now is None else None) == record
+    assert await bus.change("r", 60, lambda now: record if now is None else None) is None
     assert await bus.load("r") == record
 
-    async def count_up() -> bool:
-        now = await bus.load("r")
+    def higher(now: Record | None) -> Record:
         assert now is not None
-        higher = now.model_copy(update={"connection": now.connection + 1})
-        return await bus.save(higher, 60, lambda there: there == now)
+        return now.model_copy(update={"connection": now.connection + 1})
 
-    won = sum(await asyncio.gather(*(count_up() for _ in range(10))))
-    now = await bus.load("r")
-    assert now is not None
-    assert now.connection == 1 + won
+    said = await asyncio.gather(
+        *(bus.change("r", 60, higher, lambda record: [("s", note(record.connection))]) for _ in range(10))
+    )
+    assert sorted(each.connection for each in said if each) == list(range(2, 12))
+    assert [item for _, item in await bus.span("s", START)] == [note(connection) for connection in range(2, 12)]
+
+
+async def test_a_change_whose_reply_was_lost_is_asked_again(bus: Bus) -> None:
+    """The transaction went through and nobody heard so: what was written counts as somebody's."""
+    assert await bus.swap("k", None, [("SET", "k", "mine")])
+    assert not await bus.swap("k", None, [("SET", "k", "mine")])
+    assert await bus.swap("k", b"mine", [("SET", "k", "next")])
+
+
+async def test_a_flush_is_another_incarnation(bus: Bus) -> None:
+    before = await bus.incarnation()
+    assert await bus.incarnation() == before
+    await bus.run([("FLUSHALL",)])
+    assert await bus.incarnation() != before
 
 
 async def test_members_come_and_go(bus: Bus) -> None:
