@@ -24,6 +24,8 @@ from shared.names import Streams
 
 BLOCK_MS = 1000
 LEASE_MS = 3000  # an entry that its reader has not refreshed for this long may be taken over
+GONE_MS = 600  # the same for the entries of a reader whose connection to the broker has ended
+FORGET_MS = 600_000
 MEMBER_TTL_S = 5
 ERA_S = 3600  # every heartbeat renews it
 DEAD_LETTERS = 1000

@@ -37,6 +37,10 @@ class Streams:
     def members(self) -> str:
         return self._key("members")
 
+    def presence(self, group: str, consumer: str) -> str:
+        """A channel that a group's consumer is subscribed to for as long as it lives."""
+        return self._key(f"here:{group}:{consumer}")
+
     def tokens(self, partition: str) -> str:
         return self._key(f"tokens:{partition}")
 

@@ -27,7 +27,7 @@ from shared.tokenlog import Choice
 
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
-LEASE_EVERY_S = 1.0
+LEASE_EVERY_S = 0.25
 MAX_TRIES = 3  # engines lost with a request before it is given up as poison
 RETRY_S = 0.5
 log = logging.getLogger("headrace")

@@ -15,6 +15,10 @@ def text(id: Id) -> bytes:
     return f"{id[0]}-{id[1]}".encode()
 
 
+def _str(word: str | bytes) -> str:
+    return word.decode() if isinstance(word, bytes) else word
+
+
 @dataclass
 class Pending:
     consumer: str
@@ -44,6 +48,7 @@ class Broker:
         self._clock, self._shift = now, 0
         self.incarnation = 0
         self.file: list[tuple[int, list[Command]]] = []
+        self.watchers: dict[str, set[int]] = {}  # who is subscribed to a channel
         self._empty()
 
     def _empty(self) -> None:
@@ -54,6 +59,7 @@ class Broker:
         """Come back without the last `lost` transactions; the file is read again from the start."""
         kept = self.file[: max(len(self.file) - lost, 0)]
         self.incarnation += 1
+        self.watchers.clear()
         self._empty()
         self.file = []
         for at, commands in kept:
@@ -129,6 +135,15 @@ class Broker:
     def _xlen(self, name: str) -> int:
         return len(self._stream(name).entries)
 
+    # -- presence --------------------------------------------------------------------------------------------------
+
+    def _subscribe(self, channel: str, who: int) -> list[Any]:
+        self.watchers.setdefault(channel, set()).add(who)
+        return [b"subscribe", channel.encode(), 1]
+
+    def _pubsub(self, _: str, *channels: str) -> list[Any]:
+        return [word for name in channels for word in (name.encode(), len(self.watchers.get(name, ())))]
+
     # -- groups ----------------------------------------------------------------------------------------------------
 
     def _group(self, stream: str, name: str) -> Consumers:
@@ -175,10 +190,21 @@ class Broker:
         taken = self._take(stream, name, consumer, idle, ids)[: rest[-1]]
         return [b"0-0", [[text(id), self._stream(stream).entries[id]] for id in taken], []]
 
-    def _xclaim(self, stream: str, name: str, consumer: str, idle: int, *ids: str) -> list[Any]:
+    def _xclaim(self, stream: str, name: str, consumer: str, idle: int, *ids: Any) -> list[Any]:
         just = ids[-1] == "JUSTID"
-        taken = self._take(stream, name, consumer, idle, [entry_order(id) for id in ids if id != "JUSTID"])
+        taken = self._take(stream, name, consumer, idle, [entry_order(_str(id)) for id in ids if id != "JUSTID"])
         return [text(id) if just else [text(id), self._stream(stream).entries[id]] for id in taken]
+
+    def _xinfo(self, _: str, stream: str, name: str) -> list[Any]:
+        held: dict[str, int] = {}
+        for pending in self._group(stream, name).pending.values():
+            held[pending.consumer] = held.get(pending.consumer, 0) + 1
+        return [[b"name", consumer.encode(), b"pending", count, b"idle", 0] for consumer, count in held.items()]
+
+    def _xpending(self, stream: str, name: str, *words: Any) -> list[Any]:
+        idle, count, consumer = words[1], words[4], words[5]
+        rows = sorted(self._group(stream, name).pending.items())
+        return [[text(id)] for id, row in rows if row.consumer == consumer and self._now - row.since >= idle][:count]
 
     def _xack(self, stream: str, name: str, *ids: str) -> int:
         group = self._stream(stream).groups.get(name)

@@ -157,6 +157,8 @@ class Kernel:
             if call is not None and call.commands and not call.answered and not call.line and self.random.random() < 0.5:
                 self.flying.append(self._part(call))
             task.coroutine.close()
+        for watchers in self.broker.watchers.values():
+            watchers.discard(id(self.processes[name]))
         return self.process(name)
 
     def _part(self, call: Call) -> Call:
@@ -219,6 +221,8 @@ class SimLine:
         self._bus = bus
 
     async def execute(self, *command: Any) -> Any:
+        if command[0] == "SUBSCRIBE":
+            command = (*command, id(self._bus.kernel.processes[self._bus.process]))
         return await ask(blocking(command))
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from services.up.broker import Broker
-from shared.bus import START, Bus, BusDown, entry_order
+from shared.bus import GONE_MS, START, Bus, BusDown, entry_order
 from shared.messages import Beat, Cancel, Record, Sampling, Submit
 from shared.readers import Group, Tail
 
@@ -76,6 +76,20 @@ async def test_leases(bus: Bus) -> None:
     assert new.message == note(9)
     assert entry_order(new.entry) > entry_order(entries[1])
     for group in (mine, other):
+        await group.close()
+
+
+async def test_entries_of_a_reader_that_died_are_inherited_at_once(bus: Bus) -> None:
+    """Its connections end with it; one that lives and is merely busy keeps what it has."""
+    for generation in range(2):
+        await bus.append("s", note(generation))
+    dies, lives, other = (Group(bus, "s", "g", name) for name in ("dies", "lives", "other"))
+    taken = [[delivery.entry for _ in range(3) for delivery in await group.read(1)][:1] for group in (dies, lives)]
+    await dies.close()
+    await asyncio.sleep(GONE_MS / 1000 + 0.1)
+    assert [delivery.entry for delivery in await other.stale(10)] == taken[0]
+    assert await lives.refresh(taken[1]) == set(taken[1])
+    for group in (lives, other):
         await group.close()
 
 
