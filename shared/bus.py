@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.codec import Malformed, decode, encode
-from shared.messages import Beat, Message, Record
+from shared.messages import Beat, Cancel, Message, Record
 from shared.names import Streams
 
 BLOCK_MS = 1000
@@ -202,6 +202,10 @@ class Bus:
         [packed] = await self.run([("GET", self.names.record(request))])
         return _record(packed)
 
+    async def drop(self, item: Cancel) -> None:
+        """Nobody wants this request any more: its record goes, and engines hear so."""
+        await self.run([("DEL", self.names.record(item.request)), self._add(self.names.control, item)], atomic=True)
+
     async def change(
         self,
         request: str,
@@ -259,6 +263,11 @@ class Bus:
     async def leave(self, stage: str, id: str) -> None:
         key = self.names.member(stage, id)
         await self.run([("DEL", key), ("SREM", self.names.members, key)], patience_s=0)
+
+    async def member(self, stage: str, id: str) -> Beat | None:
+        [packed] = await self.run([("GET", self.names.member(stage, id))])
+        item = decode(packed) if packed else None
+        return item if isinstance(item, Beat) else None
 
     async def members(self) -> list[Beat]:
         [keys] = await self.run([("SMEMBERS", self.names.members)], patience_s=1)

@@ -47,5 +47,11 @@ class Streams:
     def record(self, request: str) -> str:
         return self._key(f"req:{request}")
 
+    def quota(self, key: str, what: str) -> str:
+        return self._key(f"quota:{key}:{what}")
+
+    def ticket(self, hashed: str) -> str:
+        return self._key(f"ticket:{hashed}")
+
     def member(self, stage: str, id: str) -> str:
         return self._key(f"member:{stage}:{id}")

@@ -42,6 +42,7 @@ class Engine:
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.jobs = Jobs(scheduler, self.publisher, life.stats)
         self.news = asyncio.Event()
+        life.on_new_broker = self._forget_cancels
 
     async def serve(self) -> None:
         """Run until told to stop, then hand what is unfinished to whoever comes next."""
@@ -207,6 +208,10 @@ class Engine:
             except BusDown:
                 await asyncio.sleep(RETRY_S)
         await tail.close()
+
+    async def _forget_cancels(self) -> None:
+        """The broker may have lost the attempts that these made room for; those before them count again."""
+        self.cancels = Cancels()
 
     def _hear(self, item: Cancel) -> None:
         self.cancels.hear(item)

@@ -11,11 +11,11 @@ from shared.messages import Attach, Step
 from shared.tokenlog import agrees, counts_of, newest
 
 
-async def attach(streamer: Streamer, request: str, cursor: str) -> Session:
+async def attach(streamer: Streamer, request: str, cursor: str, tenant: str) -> Session:
     """Serve a client that comes back with its cursor. Raises StreamError `stream_lost`, BusDown, ValueError."""
     while True:
         record = await streamer.bus.load(request)
-        if record is None:
+        if record is None or record.submit.tenant != tenant:  # another tenant's is as unknown as none
             raise StreamError("stream_lost", "this request is not known (any more)")
         session = Session(record, streamer.vocab)
         counts = counts_of(cursor, len(session.outputs)) if cursor else session.counts

@@ -20,16 +20,17 @@ def attached(seen: Record, now: Record | None, clock_ms: int) -> Record | None:
 
 
 def restored(
-    mine: Record, now: Record | None, given: Sequence[bytes], ends: Sequence[End | None], log_from: str, generation: int
+    mine: Record, now: Record | None, given: Sequence[bytes], ends: Sequence[End | None], log_from: str, least: int
 ) -> Record | None:
     """The record of a new attempt, which starts from what the client has. None: another connection serves the client.
 
-    A lower connection in the broker's record means that the broker lost the newer one.
+    A lower connection in the broker's record means that the broker lost the newer one. It may have lost newer generations
+    too, of which engines still know, as cancelled or as theirs: `least`, from the clock, is higher than those.
     """
     if now is not None and now.connection > mine.connection:
         return None
-    newest = max(mine.submit.generation, generation, now.submit.generation if now is not None else 0)
-    start = {"generation": newest + 1, "given": tuple(given), "ends": tuple(ends), "log_from": log_from}
+    newest = max(mine.submit.generation, now.submit.generation if now is not None else 0)
+    start = {"generation": max(newest + 1, least), "given": tuple(given), "ends": tuple(ends), "log_from": log_from}
     return mine.model_copy(update={"submit": mine.submit.model_copy(update=start)})
 
 

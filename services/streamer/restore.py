@@ -1,6 +1,7 @@
 """Restoring a request whose log cannot be followed any more. Delivered to the client > log > engine memory."""
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from services.streamer.attempts import attempt, restored
@@ -33,11 +34,11 @@ async def _restore(streamer: "Streamer", session: Session) -> None:
     log_from = await bus.last_entry(bus.names.tokens(session.partition))
     session.conflict = True  # from here on it listens to nothing before the new attempt's claim
     given, ends = session.known()
-    generation = session.follower.epoch[0]
+    least = max(session.follower.epoch[0] + 1, int(1000 * time.time()))
     record = await bus.change(
         session.id,
         streamer.config.keep_s,
-        lambda now: None if session.done else restored(before, now, given, ends, log_from, generation),
+        lambda now: None if session.done else restored(before, now, given, ends, log_from, least),
         lambda record: attempt(bus.names, record),
     )
     if record is None:

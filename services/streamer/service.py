@@ -8,9 +8,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from services.streamer.keys import ANYBODY, Key
 from services.streamer.restore import restore
 from services.streamer.session import Session
 from shared.bus import Bus, BusDown
@@ -37,6 +38,7 @@ class Streamer:
         self.orphans: dict[str, asyncio.TimerHandle] = {}
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
+        self.on_leave: Callable[[Session], None] = lambda _: None
         self._closed = asyncio.Event()
         self.finished = asyncio.Event()  # set once the last client has been served
 
@@ -68,9 +70,10 @@ class Streamer:
 
     # -- a request's life ------------------------------------------------------------------------------------------
 
-    async def open(self, record: Record) -> Session:
+    async def open(self, record: Record, key: Key = ANYBODY) -> Session:
         """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown."""
         session, written = Session(record, self.vocab), False
+        session.key = key
         self.sessions[session.id] = session
         try:
             await self.bus.open(record, self.config.keep_s)
@@ -97,6 +100,7 @@ class Streamer:
         if self.sessions.get(session.id) is session:
             del self.sessions[session.id]
             self._closed.set()
+            self.on_leave(session)
 
     async def idle(self) -> None:
         """Wait until nobody is served."""
@@ -112,7 +116,10 @@ class Streamer:
     async def _cancel(self, record: Record, choice: int | None) -> None:
         try:
             item = Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice)
-            await self.bus.append(self.bus.names.control, item)
+            if choice is None:
+                await self.bus.drop(item)
+            else:
+                await self.bus.append(self.bus.names.control, item)
         except BusDown as error:
             log.warning("%s: a cancellation was lost: %s", self.config.id, error)
 

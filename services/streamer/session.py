@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from services.streamer.decode import TextStream
+from services.streamer.keys import ANYBODY
 from shared.bus import entry_order
 from shared.fields import pack_ids
 from shared.messages import End, ErrorCode, FinishReason, LogRecord, Record
@@ -70,6 +71,8 @@ class Session:
         self.restoring = False
         self.error: StreamError | None = None
         self.heard = time.monotonic()
+        self.key = ANYBODY
+        self.skipped: int | None = None  # tokens that an earlier connection was told; None: there was none
         self.outputs = [Output(TextStream(vocab.tokenizer, record.stop)) for _ in range(record.submit.sampling.n)]
         self.follower = Follower(0, 0)
         self.begin(record)
@@ -110,9 +113,11 @@ class Session:
         if verdict is Verdict.NOTHING:
             return
         self.heard = time.monotonic()
-        self.conflict = verdict is Verdict.CONFLICT
-        if self.follower.failure is not None:
-            self.fail(self.follower.failure.code, self.follower.failure.text)
+        failure = self.follower.failure
+        # Whoever cancels removes the record and listens no more: this was an older attempt's, of before the broker lost data.
+        self.conflict = verdict is Verdict.CONFLICT or (failure is not None and failure.code == "cancelled")
+        if failure is not None and not self.conflict:
+            self.fail(failure.code, failure.text)
         self.news.set()
 
     def fail(self, code: ErrorCode, text: str) -> None:
@@ -162,6 +167,7 @@ class Session:
 
     def skip(self, counts: list[int]) -> None:
         """The client has these tokens' text already (it came back with a cursor): derive it again, and tell nothing."""
+        self.skipped = sum(counts)
         for output, told, count in zip(self.outputs, self.follower.choices, counts, strict=True):
             for id in told.ids[:count]:
                 output.text.push(id)
@@ -182,6 +188,12 @@ class Session:
         for delta in deltas:
             counts[delta.choice] = delta.count
             yield delta, cursor(self.follower.choices, counts)
+
+    @property
+    def fresh_tokens(self) -> int:
+        """What this connection used: the output it was told, and the prompt unless an earlier one has answered for it."""
+        told = sum(self.counts)
+        return told + self.follower.prompt_tokens if self.skipped is None else told - self.skipped
 
     def known(self) -> tuple[tuple[bytes, ...], tuple[End | None, ...]]:
         """What the client has or is about to get: above the log and every engine's memory when the broker has lost data."""

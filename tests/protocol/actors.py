@@ -71,7 +71,7 @@ class Engine:
         self.cancels = Cancels()
         self.said: list[Any] = []
         self.acks: list[str] = []
-        for task in (self.intake(), self.steps(), self.publish(), self.leases(), self.control()):
+        for task in (self.intake(), self.steps(), self.publish(), self.leases(), self.control(), self.beats()):
             process.start(task)
 
     async def intake(self) -> None:
@@ -148,6 +148,15 @@ class Engine:
                 if job.entry not in held and self.jobs.get(job.work.request) is job:
                     del self.jobs[job.work.request]
             await self.reissue(await self.group.stale(4))
+
+    async def beats(self) -> None:
+        known = await self.bus.incarnation()
+        while True:
+            await self.kernel.sleep(1000)
+            now = await self.bus.incarnation()
+            if now != known:
+                self.cancels = Cancels()
+            known = now
 
     async def reissue(self, deliveries: list[Any]) -> None:
         works = [(d.entry, d.message) for d in deliveries if isinstance(d.message, Work)]
@@ -247,7 +256,7 @@ class Socket:
 
     async def resume(self, request: str, cursor: str) -> None:
         try:
-            self.session = await attach(self.streamer, request, cursor)
+            self.session = await attach(self.streamer, request, cursor, "t")
         except StreamError as error:
             self.error = error
 

@@ -8,7 +8,7 @@ from shared.bus import Refused, entry_order
 
 Id = tuple[int, int]
 Command = tuple[Any, ...]
-WRITES = {"SET", "XADD", "XDEL", "XGROUP", "XREADGROUP", "XAUTOCLAIM", "XCLAIM", "XACK"}
+WRITES = {"SET", "DEL", "XADD", "XDEL", "XGROUP", "XREADGROUP", "XAUTOCLAIM", "XCLAIM", "XACK"}
 
 
 def text(id: Id) -> bytes:
@@ -92,6 +92,9 @@ class Broker:
 
     def _get(self, key: str) -> bytes | None:
         return self.strings.get(key)
+
+    def _del(self, key: str) -> int:
+        return self.strings.pop(key, None) is not None
 
     def _expire(self, *_: Any) -> int:
         return 1

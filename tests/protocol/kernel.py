@@ -86,8 +86,8 @@ class Kernel:
             self._execute(self.flying.pop(self.random.randrange(len(self.flying))))
             return
         waiting = [(process, task) for process in self.processes.values() for task in process.tasks]
-        self.random.shuffle(waiting)
-        able = next((pair for pair in waiting if self._able(*pair)), None)
+        first = self.random.randrange(len(waiting))
+        able = next((pair for pair in waiting[first:] + waiting[:first] if self._able(*pair)), None)
         if able is None:
             self.now += 10 * STEP_MS
         else:

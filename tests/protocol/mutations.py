@@ -145,7 +145,6 @@ STREAMER = "services.streamer.service"
 RULES: dict[str, list[Patch]] = {
     "epoch": follower(NoEpoch),
     "hash": follower(NoHash),
-    "epoch+hash": follower(NeitherEpochNorHash),
     "gap": follower(NoGap),
     "claim order": follower(AnyClaim),
     "conflict": follower(NoConflict),
@@ -164,10 +163,11 @@ RULES: dict[str, list[Patch]] = {
 }
 
 
+RULES |= {"epoch and hash": follower(NeitherEpochNorHash)}
 PAIRS = {
-    "conflict, look after": ("conflict", "look after"),
-    "incarnation, look after": ("incarnation", "look after"),
-    "ack last, look after": ("acknowledge last", "look after"),
+    "incarnation and look after": ("incarnation", "look after"),
+    "incarnation, conflict and look after": ("incarnation", "conflict", "look after"),
+    "acknowledge last and look after": ("acknowledge last", "look after"),
 }
 
 

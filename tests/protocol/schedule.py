@@ -13,7 +13,7 @@ from tests.protocol.kernel import Kernel
 
 ENGINES, TOKENIZERS, STREAMERS = ("e0", "e1", "e2"), ("t0", "t1"), ("s0", "s1")
 FAULTS_UNTIL_MS, STUCK_AFTER_MS = 40_000, 400_000
-MODULES = ("service", "session", "attach")  # those that ask what time it is
+MODULES = ("service", "session", "attach", "restore")  # those that ask what time it is
 
 
 @dataclass
