@@ -114,7 +114,8 @@ class Engine:
 
     def draw(self, job: Job, at: int, choice: Choice) -> None:
         before = choice.ids[-1] if choice.ids else root(job.work.request)
-        self.said.append(job.advance(at, Sampled(self.tokens.draw(at, before))))
+        job.advance(at, Sampled(self.tokens.draw(at, before)))
+        self.said += job.tell(at)
         reason = job.complete().get(at)
         if reason is not None:
             self.end(job, at, reason)

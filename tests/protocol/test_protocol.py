@@ -5,7 +5,7 @@ python -m tests.protocol runs as many schedules as one likes; these are the same
 
 import pytest
 
-from tests.protocol.__main__ import Tally, tally
+from tests.protocol.__main__ import tally
 from tests.protocol.mutations import PAIRS, RULES
 
 CHUNK = 500
