@@ -36,6 +36,7 @@ class RunningMesh:
         model: str = "",
         one_port: bool = False,
         users: bool = False,
+        through_proxy: bool = False,
     ) -> None:
         self.counts = {"tokenizer": 1, "engine": 1, "streamer": 1} | dict(counts or {})
         self.chain = chain
@@ -43,6 +44,8 @@ class RunningMesh:
         self.ports = [port if one_port else free_port() for _ in range(self.counts["streamer"])]
         self.broker = Broker()
         self.users = users
+        self.proxy_path = f"{self.broker.folder}/proxy.sock"  # where a test may listen, between the stages and the broker
+        self.through_proxy = through_proxy
         self.model = model or bundled_model()
         self.env = {
             "HEADRACE_REDIS_URL": self.broker.url,
@@ -77,7 +80,7 @@ class RunningMesh:
 
     def start(self, stage: str, number: int, env: Mapping[str, str] | None = None) -> Child:
         own = {"HEADRACE_STREAMER_PORT": str(self.ports[number])} if stage == "streamer" else {}
-        own["HEADRACE_REDIS_URL"] = self.url_as(stage)
+        own["HEADRACE_REDIS_URL"] = f"unix://{self.proxy_path}" if self.through_proxy else self.url_as(stage)
         child = stage_child(stage, number, self.env | own | dict(env or {}))
         if stage == "engine" and self.chain:
             child.command = [sys.executable, "-m", "tests.chain"]
