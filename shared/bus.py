@@ -6,6 +6,7 @@ cancelled group read strands entries. Nothing newer than Redis 7.0 is used, and 
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,12 +19,15 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.codec import Malformed, decode, encode
-from shared.messages import Beat, Message, Record
+from shared.messages import Beat, Cancel, Message, Record
 from shared.names import Streams
 
 BLOCK_MS = 1000
 LEASE_MS = 3000  # an entry that its reader has not refreshed for this long may be taken over
+GONE_MS = 600  # the same for the entries of a reader whose connection to the broker has ended
+FORGET_MS = 600_000
 MEMBER_TTL_S = 5
+ERA_S = 3600  # every heartbeat renews it
 DEAD_LETTERS = 1000
 CONTROL_ENTRIES = 10_000
 PAGE = 500  # entries read at a time, so that no reply is unbounded
@@ -135,18 +139,19 @@ class Bus:
         return await patiently(call, self.patience if patience_s is None else Patience(patience_s))
 
     async def incarnation(self) -> str:
-        """An id that changes whenever the broker restarts (and so may have lost what it had)."""
-        [info] = await self.run([("INFO", "server")])
-        return str(info.partition(b"run_id:")[2].split()[0].decode())
+        """An id that changes whenever the broker restarts or is flushed (and so may have lost what it had)."""
+        key = self.names.era
+        mark = [("SET", key, os.urandom(8).hex(), "NX", "EX", ERA_S), ("EXPIRE", key, ERA_S), ("GET", key)]
+        info, _, _, era = await self.run([("INFO", "server"), *mark])
+        return f"{info.partition(b'run_id:')[2].split()[0].decode()}:{(era or b'').decode()}"
 
-    async def append(self, stream: str, item: Message, keep_from: int | None = None) -> str:
-        """XADD; `keep_from` trims entries whose id is older than that many milliseconds of the broker's time."""
-        trim = ("MINID", "~", str(max(keep_from, 0))) if keep_from is not None else ()
-        [entry] = await self.run([("XADD", stream, *trim, "*", FIELD, encode(item))])
+    async def append(self, stream: str, item: Message) -> str:
+        [entry] = await self.run([self._add(stream, item)])
         return str(entry.decode())
 
-    async def cancel(self, item: Message) -> None:
-        await self.run([("XADD", self.names.control, "MAXLEN", "~", CONTROL_ENTRIES, "*", FIELD, encode(item))])
+    def _add(self, stream: str, item: Message) -> tuple[Any, ...]:
+        trim = ("MAXLEN", "~", CONTROL_ENTRIES) if stream == self.names.control else ()
+        return ("XADD", stream, *trim, "*", FIELD, encode(item))
 
     async def expire(self, stream: str, seconds: int) -> None:
         await self.run([("EXPIRE", stream, seconds)])
@@ -197,23 +202,48 @@ class Bus:
         [packed] = await self.run([("GET", self.names.record(request))])
         return _record(packed)
 
-    async def save(self, record: Record, ttl_s: int, accept: Callable[[Record | None], bool]) -> bool:
-        """Compare and set: write the record if `accept`s what is there now. False where it was refused."""
-        key = self.names.record(record.submit.request)
+    async def drop(self, item: Cancel) -> None:
+        """Nobody wants this request any more: its record goes, and engines hear so."""
+        await self.run([("DEL", self.names.record(item.request)), self._add(self.names.control, item)], atomic=True)
+
+    async def change(
+        self,
+        request: str,
+        ttl_s: int,
+        to: Callable[[Record | None], Record | None],
+        notes: Callable[[Record], Sequence[tuple[str, Message]]] = lambda _: (),
+    ) -> Record | None:
+        """Compare and set: `to` says what becomes of the record that is there, or refuses (None).
+
+        What `notes` says about the new record, as (stream, message), goes out in the same transaction: nobody who dies here
+        leaves one without the other. A lost reply shows as a record that is ours already, and `to` is asked again.
+        """
+        key = self.names.record(request)
+        while True:
+            [before] = await self.run([("GET", key)])
+            record = to(_record(before))
+            if record is None:
+                return None
+            adds = [self._add(stream, item) for stream, item in notes(record)]
+            if await self.swap(key, before, [("SET", key, encode(record), "EX", ttl_s), *adds]):
+                return record
+
+    async def swap(self, key: str, before: bytes | None, commands: Sequence[tuple[Any, ...]]) -> bool:
+        """Run commands as one transaction if the key still holds what it held before."""
 
         async def call() -> bool:
             async with self._redis.pipeline() as pipe:
-                while True:
-                    await pipe.watch(key)
-                    if not accept(_record(await pipe.get(key))):
-                        return False
-                    pipe.multi()
-                    pipe.set(key, encode(record), ex=ttl_s)
-                    try:
-                        await pipe.execute()
-                        return True
-                    except WatchError:
-                        continue
+                await pipe.watch(key)
+                if await pipe.get(key) != before:
+                    return False
+                pipe.multi()
+                for command in commands:
+                    pipe.execute_command(*command)
+                try:
+                    await pipe.execute()
+                except WatchError:
+                    return False
+                return True
 
         return await patiently(call, self.patience)
 
@@ -233,6 +263,11 @@ class Bus:
     async def leave(self, stage: str, id: str) -> None:
         key = self.names.member(stage, id)
         await self.run([("DEL", key), ("SREM", self.names.members, key)], patience_s=0)
+
+    async def member(self, stage: str, id: str) -> Beat | None:
+        [packed] = await self.run([("GET", self.names.member(stage, id))])
+        item = decode(packed) if packed else None
+        return item if isinstance(item, Beat) else None
 
     async def members(self) -> list[Beat]:
         [keys] = await self.run([("SMEMBERS", self.names.members)], patience_s=1)

@@ -97,7 +97,12 @@ class StreamerConfig(MeshConfig):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_requests: Annotated[int, Field(ge=1, le=100_000)] = 1024  # open at once in this process
     max_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 4096  # outstanding in the whole mesh
+    max_wait_s: Annotated[int, Field(ge=1, le=3600)] = 60  # a request that would wait for longer is refused at once
+    max_sockets: Annotated[int, Field(ge=1, le=1_000_000)] = 16_384  # WebSockets of this process
     max_body_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+    keys: Annotated[str, Field(max_length=1 << 16)] = ""  # API keys (services/streamer/keys.py); "none": nobody needs one
+    keys_file: str = ""
+    origins: str = ""  # besides our own: origins whose pages may ask, with spaces between them
 
 
 _Config = TypeVar("_Config", bound=MeshConfig)
@@ -129,4 +134,6 @@ def shown(config: MeshConfig) -> str:
     url = urlsplit(config.redis_url)
     if url.password:
         values["redis_url"] = config.redis_url.replace(url.password, "***")
+    if values.get("keys"):
+        values["keys"] = "***"
     return " ".join(f"{field}={value}" for field, value in values.items())

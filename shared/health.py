@@ -18,12 +18,11 @@ async def trouble(stage: str, config: MeshConfig) -> str:
     """Why the process of this stage and id is not ready; empty when it is."""
     bus = Bus(config.redis_url, config.served_name)
     try:
-        beats = await bus.members()
+        own = await bus.member(stage, config.id)
     except (BusDown, Refused) as error:
         return str(error)
     finally:
         await bus.close()
-    own = next((beat for beat in beats if (beat.stage, beat.id) == (stage, config.id)), None)
     if own is None:
         return f"no heartbeat of {stage} {config.id}"
     return "" if own.ready else own.detail

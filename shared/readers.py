@@ -4,11 +4,12 @@ A cancelled or broken group read may have been served all the same, so after any
 already its own (id 0), then for what is new.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.bus import BLOCK_MS, FIELD, LEASE_MS, PAGE, START, Bus, BusDown, Refused
+from shared.bus import BLOCK_MS, FIELD, FORGET_MS, GONE_MS, LEASE_MS, PAGE, START, Bus, BusDown, Refused
 from shared.codec import encode
 from shared.messages import Message
 
@@ -28,6 +29,9 @@ class Group:
     def __init__(self, bus: Bus, stream: str, group: str, consumer: str) -> None:
         self._bus, self._line = bus, bus.line()
         self.stream, self.name, self.consumer = stream, group, consumer
+        self._names = (stream, group)
+        self._me = consumer.encode()
+        self._presence = bus.line()
         self._doubt = True
 
     async def close(self) -> None:
@@ -39,6 +43,7 @@ class Group:
         except (Refused, BusDown):
             pass  # an idle consumer's name is all that stays behind
         await self._line.close()
+        await self._presence.close()
 
     async def _create(self) -> None:
         # From id 0, never "$": what was queued before the group existed must be served.
@@ -52,6 +57,8 @@ class Group:
         """What has arrived: up to `count` entries, after at most BLOCK_MS. Raises BusDown (after which: read again)."""
         doubt = self._doubt
         self._doubt = True
+        if doubt:
+            await self._show()
         block: tuple[Any, ...] = () if doubt else ("BLOCK", BLOCK_MS)
         where = "0" if doubt else ">"
         try:
@@ -68,13 +75,44 @@ class Group:
         return await self._deliveries(entries, again=doubt)
 
     async def stale(self, count: int) -> list[Delivery]:
-        """Entries whose reader has gone silent for LEASE_MS: ours now, to be re-issued."""
-        command = ("XAUTOCLAIM", self.stream, self.name, self.consumer, LEASE_MS, START, "COUNT", count)
+        """Entries whose reader has died, or gone silent for LEASE_MS: ours now, to be re-issued."""
+        await self._show()
         try:
-            [reply] = await self._bus.run([command])
+            [reply] = await self._bus.run([("XAUTOCLAIM", *self._names, self.consumer, LEASE_MS, START, "COUNT", count)])
+            entries = reply[1]
+            for consumer in await self._gone():
+                entries += await self._inherit(consumer, count)
         except Refused:
             return []  # no such group yet
-        return await self._deliveries(reply[1], again=True)
+        return await self._deliveries(entries, again=True)
+
+    async def _show(self) -> None:
+        """Be seen by the others: a subscription ends with its connection, so at the moment at which this process dies."""
+        with contextlib.suppress(BusDown):
+            await self._presence.execute("SUBSCRIBE", self._bus.names.presence(self.name, self.consumer))
+
+    async def _gone(self) -> list[str]:
+        """Consumers that hold entries and are not here. Those that hold nothing and have long been silent are forgotten."""
+        [rows] = await self._bus.run([("XINFO", "CONSUMERS", *self._names)])
+        others = [row for row in (dict(zip(row[::2], row[1::2], strict=True)) for row in rows) if row[b"name"] != self._me]
+        holders = [row[b"name"].decode() for row in others if row[b"pending"]]
+        idle = [row[b"name"] for row in others if not row[b"pending"] and row[b"idle"] > FORGET_MS]
+        if idle:
+            await self._bus.run([("XGROUP", "DELCONSUMER", *self._names, name) for name in idle])
+        if not holders:
+            return []
+        channels = [self._bus.names.presence(self.name, holder) for holder in holders]
+        [seen] = await self._bus.run([("PUBSUB", "NUMSUB", *channels)])
+        return [holder for holder, count in zip(holders, seen[1::2], strict=True) if not count]
+
+    async def _inherit(self, consumer: str, count: int) -> list[Any]:
+        """Of two that inherit, the second finds the entries not idle any more."""
+        [rows] = await self._bus.run([("XPENDING", *self._names, "IDLE", GONE_MS, "-", "+", count, consumer)])
+        ids = [row[0] for row in rows]
+        if not ids:
+            return []
+        [entries] = await self._bus.run([("XCLAIM", *self._names, self.consumer, GONE_MS, *ids)])
+        return list(entries)
 
     async def _deliveries(self, entries: Iterable[Any], again: bool) -> list[Delivery]:
         read = await self._bus.read_all(self.stream, [entry for entry in entries if entry[1]])

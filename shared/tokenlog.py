@@ -8,7 +8,7 @@ conflict, never skipped. So all readers of a request derive the same sequence, a
 import hashlib
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -77,6 +77,21 @@ class Follower:
     def claimed(self) -> bool:
         return self.epoch[1:] != (0, 0)
 
+    def inherit(self, before: "Follower") -> None:
+        """Keep what an earlier attempt's log told beside the tokens that this one was given."""
+        self.prompt_tokens = before.prompt_tokens
+        for choice, known in zip(self.choices, before.choices, strict=False):
+            choice.logprobs[: len(known.logprobs)] = known.logprobs[: len(choice.ids)]
+
+    def continues(self, epoch: Epoch, records: Iterable[LogRecord]) -> bool:
+        """Read a log up to one's own claim: whether the request is this attempt's to continue, after `choices`.
+
+        Not where the log ends in a conflict, under a higher epoch, or complete.
+        """
+        if any(self.read(record) is Verdict.CONFLICT for record in records):
+            return False
+        return self.epoch == epoch and not self.ended
+
     def read(self, record: LogRecord) -> Verdict:
         """Take one record of this request, in log order."""
         if self.ended or isinstance(record, Claim):
@@ -123,6 +138,11 @@ class Follower:
 def cursor(choices: Sequence[Choice], counts: Sequence[int]) -> str:
     """The client's place in the stream: tokens per choice, and a hash over all of them. Opaque to clients."""
     return f"{'-'.join(map(str, counts))}.{_cursor_hash(choices, counts)}"
+
+
+def newest(choices: Sequence[Choice]) -> str:
+    """The cursor after all that the log tells."""
+    return cursor(choices, [len(choice.ids) for choice in choices])
 
 
 def _cursor_hash(choices: Sequence[Choice], counts: Sequence[int]) -> str:

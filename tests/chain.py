@@ -18,7 +18,9 @@ from shared.fields import pack_ids
 from shared.run import run
 
 FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens
-BLOCKS = 8192
+BLOCKS = int(os.environ.get("CHAIN_BLOCKS", "8192"))
+# Tokens of a prompt that hurt: the engine dies, has no memory, or gets no usable logits.
+KILLS, STARVES, BREAKS = 45_001, 45_002, 45_003
 LIMITS = Limits(max_running=64, token_budget=512, prefill_budget=512)
 
 
@@ -61,12 +63,22 @@ class ChainDevice:
         for source, target in plan.copies:
             self._slots[target] = list(self._slots.get(source, ()))
         for row in plan.rows:
+            self._hurt(row.tokens)
             for at, token in enumerate(row.tokens, start=row.start):
                 page = self._slots.setdefault(row.blocks[at // self._size], [0] * self._size)
                 page[at % self._size] = self._newest[row.slot] if token == PENDING else token
-        drawn = {draw.slot: next_token(self._context(plan, draw.row), draw.choice) for draw in plan.draws}
+        drawn = {draw.slot: self._draw(self._context(plan, draw.row), draw.choice) for draw in plan.draws}
         self._newest |= drawn
         return [Sampled(token) for token in drawn.values()]
+
+    def _hurt(self, tokens: Sequence[int]) -> None:
+        if KILLS in tokens:
+            os._exit(9)
+        if STARVES in tokens:
+            raise MemoryError("no page could be had")
+
+    def _draw(self, context: Sequence[int], choice: int) -> int:
+        return -1 if BREAKS in context else next_token(context, choice)
 
     def _context(self, plan: Plan, at: int) -> list[int]:
         row = plan.rows[at]

@@ -3,7 +3,7 @@
 from services.engine.job import Job
 from shared.bus import Bus
 from shared.messages import Step
-from shared.tokenlog import Follower, Verdict
+from shared.tokenlog import Follower
 
 
 async def catch_up(bus: Bus, job: Job) -> bool:
@@ -14,9 +14,9 @@ async def catch_up(bus: Bus, job: Job) -> bool:
     work, stream = job.work, bus.names.tokens(job.work.partition)
     mine = await bus.append(stream, Step(records=(job.claim(),)))
     follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
-    for _, item in await bus.span(stream, work.log_from, mine):
-        for record in item.records if isinstance(item, Step) else ():
-            if record.request == work.request and follower.read(record) is Verdict.CONFLICT:
-                return False
+    entries = await bus.span(stream, work.log_from, mine)
+    steps = [item for _, item in entries if isinstance(item, Step)]
+    said = [record for step in steps for record in step.records if record.request == work.request]
+    ours = follower.continues(job.epoch, said)
     job.choices = follower.choices
-    return follower.epoch == job.epoch and not follower.ended
+    return ours

@@ -7,7 +7,7 @@ from services.engine.plan import Sampled
 from services.engine.sequence import Sequence
 from shared.blocks import HASH_BYTES
 from shared.fields import Epoch, pack_ids, unpack_ids
-from shared.messages import Claim, End, ErrorCode, Fail, TokensFields, Work
+from shared.messages import Claim, End, ErrorCode, Fail, FinishReason, TokensFields, Work
 from shared.tokenlog import Choice, entry_epoch
 
 
@@ -44,6 +44,17 @@ class Job:
         if len(open) == self.work.sampling.n and not any(len(choice.ids) for choice in self.choices):
             return [self._sequence(0, unforked=len(open) - 1)]
         return [self._sequence(at, unforked=0) for at in open]
+
+    def complete(self) -> dict[int, FinishReason]:
+        """Choices that were given or read complete, but for the word that they are: an engine was lost in between."""
+        found = {at: self._finish(choice) for at, choice in enumerate(self.choices) if choice.end is None}
+        return {at: finish for at, finish in found.items() if finish is not None}
+
+    def _finish(self, choice: Choice) -> FinishReason | None:
+        sampling, count = self.work.sampling, len(choice.ids)
+        if count and choice.ids[-1] in sampling.stop_ids and count >= sampling.min_tokens:
+            return "stop"
+        return "length" if count >= self.work.max_tokens else None
 
     def _sequence(self, choice: int, unforked: int) -> Sequence:
         prompt, blocks = list(unpack_ids(self.work.prompt)), self.work.blocks
@@ -91,14 +102,14 @@ class Job:
             },
         )
 
-    def end(self, sequence: Sequence, now: float) -> End:
-        output = self.choices[sequence.choice]
+    def end(self, choice: int, reason: FinishReason, now: float) -> End:
+        output = self.choices[choice]
         output.end = End(
             request=self.work.request,
             epoch=self.epoch,
-            choice=sequence.choice,
+            choice=choice,
             count=len(output.ids),
-            reason=sequence.finish or "cancelled",
+            reason=reason,
             cached_tokens=self.cached_tokens,
             tokenize_ms=self.work.tokenize_ms,
             queue_ms=1000 * ((self.started_at or now) - self.taken_at),

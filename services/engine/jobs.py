@@ -8,7 +8,7 @@ from services.engine.plan import Plan, Sampled
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
-from shared.messages import ErrorCode
+from shared.messages import ErrorCode, FinishReason
 from shared.stats import Stats
 
 
@@ -58,12 +58,12 @@ class Jobs:
             else:
                 fresh.append(sampled)
             if sequence.done:
-                self.end(job, sequence, now)
+                self.end(job, sequence.choice, sequence.finish or "cancelled", now)
 
-    def end(self, job: Job, sequence: Sequence, now: float) -> None:
+    def end(self, job: Job, choice: int, reason: FinishReason, now: float) -> None:
         """One choice is complete, and perhaps the whole job."""
-        if job.choices[sequence.choice].end is None:
-            self._publisher.put(job.work.partition, *job.tell(sequence.choice), job.end(sequence, now))
+        if job.choices[choice].end is None:
+            self._publisher.put(job.work.partition, *job.tell(choice), job.end(choice, reason, now))
         if job.done:
             self._stats.counters["finished"] += 1
             self.close(job)

@@ -27,7 +27,7 @@ from shared.tokenlog import Choice
 
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
-LEASE_EVERY_S = 1.0
+LEASE_EVERY_S = 0.25
 MAX_TRIES = 3  # engines lost with a request before it is given up as poison
 RETRY_S = 0.5
 log = logging.getLogger("headrace")
@@ -42,6 +42,7 @@ class Engine:
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.jobs = Jobs(scheduler, self.publisher, life.stats)
         self.news = asyncio.Event()
+        life.on_new_broker = self._forget_cancels
 
     async def serve(self) -> None:
         """Run until told to stop, then hand what is unfinished to whoever comes next."""
@@ -140,6 +141,8 @@ class Engine:
 
     def _schedule(self, job: Job) -> None:
         self.jobs.open[job.work.request] = job
+        for choice, reason in job.complete().items():
+            self.jobs.end(job, choice, reason, time.monotonic())
         for sequence in job.sequences():
             self.scheduler.add(sequence)
         for choice in range(job.work.sampling.n):
@@ -206,6 +209,10 @@ class Engine:
                 await asyncio.sleep(RETRY_S)
         await tail.close()
 
+    async def _forget_cancels(self) -> None:
+        """The broker may have lost the attempts that these made room for; those before them count again."""
+        self.cancels = Cancels()
+
     def _hear(self, item: Cancel) -> None:
         self.cancels.hear(item)
         job = self.jobs.open.get(item.request)
@@ -218,4 +225,4 @@ class Engine:
             return
         now = time.monotonic()
         for sequence in self.scheduler.cancel(job.work.request, choice):
-            self.jobs.end(job, sequence, now)
+            self.jobs.end(job, sequence.choice, "cancelled", now)

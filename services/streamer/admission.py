@@ -15,11 +15,37 @@ class Overloaded(Exception):
     retry_after_s: int
 
 
-def admit(config: StreamerConfig, open_here: int, queues: Mapping[str, int], missing: str) -> None:
-    """`queues` are the mesh's queue depths, `missing` a stage without a ready process. Raises Overloaded."""
+class Pace:
+    """How fast the mesh finishes requests while some are waiting; smoothed over about five looks."""
+
+    SMOOTHING = 0.3
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = None
+        self._rate = 0.0  # requests a second
+
+    def look(self, now: float, finished: float, waiting: int) -> None:
+        """`finished` is counted since the engines' start. Only a mesh that is busy shows what it can do."""
+        before, self._before = self._before, (now, finished) if waiting else None
+        if before is None or finished < before[1] or now <= before[0]:
+            return
+        rate = (finished - before[1]) / (now - before[0])
+        self._rate += (rate - self._rate) * (self.SMOOTHING if self._rate else 1)
+
+    def wait_s(self, waiting: int) -> float:
+        return waiting / self._rate if self._rate else 0.0
+
+
+def admit(config: StreamerConfig, open_here: int, queues: Mapping[str, int], missing: str, wait_s: float = 0.0) -> None:
+    """`queues` are the mesh's queue depths, `missing` a stage without a ready process, `wait_s` the wait to be expected.
+
+    Raises Overloaded.
+    """
     if missing:
         raise Overloaded(f"no {missing} is ready yet", 503, 2)
     if open_here >= config.max_requests:
         raise Overloaded(f"this streamer serves {config.max_requests} requests already", 429, 1)
     if sum(queues.values()) >= config.max_queue:
         raise Overloaded(f"{config.max_queue} requests are waiting in the mesh already", 429, 5)
+    if wait_s > config.max_wait_s:
+        raise Overloaded(f"the wait would be {wait_s:.0f} s", 429, max(1, min(60, int(wait_s - config.max_wait_s))))

@@ -11,11 +11,13 @@ from aiohttp import web
 from services.streamer.admission import Overloaded
 from services.streamer.door import Door
 from services.streamer.errors import error_body, http_error, send_within
+from services.streamer.gate import KEY
 from services.streamer.schema import BadRequest, ChatBody, CompletionBody, Generation, parse_body
 from services.streamer.session import Delta, Session, StreamError
 from services.streamer.shapes import CHAT, COMPLETION, Shape
 from shared.bus import BusDown
 
+BODY_S = 30.0
 PING_S = 15.0  # an SSE comment this often, so that proxies keep the connection open during a long prefill
 SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -40,7 +42,7 @@ class Api:
             body = parse_body(cls, await _read(request))
             if body.stream_options is not None and not body.stream:
                 raise BadRequest("stream_options needs stream: true", "stream_options")
-            session = await self.door.open(body)
+            session = await self.door.open(body, request[KEY])
             try:
                 return (
                     await self._stream(request, body, shape, session)
@@ -117,7 +119,10 @@ class Api:
 
 async def _read(request: web.Request) -> bytes:
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise BadRequest(f"the body took longer than {BODY_S:.0f} s", None, "body_too_slow", 408) from error
     except web.HTTPRequestEntityTooLarge as error:
         raise BadRequest("the body is larger than HEADRACE_STREAMER_MAX_BODY_BYTES", None, "body_too_large", 413) from error
 

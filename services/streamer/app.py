@@ -11,7 +11,10 @@ from aiohttp import WSCloseCode, web
 
 from services.streamer.api import Api, errors
 from services.streamer.door import Door
+from services.streamer.doorstep import Doorstep
+from services.streamer.gate import Gate, load_keys
 from services.streamer.mesh import Mesh
+from services.streamer.quota import Tickets
 from services.streamer.service import Streamer
 from services.streamer.ws import handler
 from shared.config import ConfigError, StreamerConfig
@@ -31,6 +34,7 @@ HEADERS = {
 
 async def main(life: Life[StreamerConfig]) -> None:
     config = life.config
+    keys = load_keys(config)
     life.detail = "reading the vocabulary"
     vocab = await asyncio.to_thread(load_vocab, config.model)
     partition = f"{config.id}-{uuid.uuid4().hex[:8]}"
@@ -38,29 +42,32 @@ async def main(life: Life[StreamerConfig]) -> None:
     streamer = Streamer(life, vocab, position, partition)
     mesh = Mesh(life.bus, config.served_name)
     door = Door(streamer, mesh)
+    gate = Gate(config, keys, Tickets(life.bus))
     life.stats.gauges["open"] = lambda: len(streamer.sessions)
     life.stats.gauges["sockets"] = lambda: len(door.sockets)
     life.on_new_broker = streamer.restore_all
-    life.on_beat = lambda: _each_second(mesh, streamer)
+    life.on_beat = lambda: _each_second(door)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(streamer.follow())
-        async with _listening(life, door):
+        async with _listening(life, door, gate):
             life.mark_ready(f"http://{config.host}:{config.port}")
             await life.stopping.wait()
         streamer.finished.set()
 
 
-async def _each_second(mesh: Mesh, streamer: Streamer) -> None:
-    await mesh.look()
-    await streamer.look_after()
+async def _each_second(door: Door) -> None:
+    await door.mesh.look()
+    await door.streamer.look_after()
+    await door.renew()
 
 
 @asynccontextmanager
-async def _listening(life: Life[StreamerConfig], door: Door) -> AsyncIterator[None]:
+async def _listening(life: Life[StreamerConfig], door: Door, gate: Gate) -> AsyncIterator[None]:
     """Accept clients; at the end stop accepting first, let answers end, and send WebSocket clients elsewhere."""
     config = life.config
+    doorstep = Doorstep()
     # Without cancellation a client that leaves during a prefill would not be noticed before the first write.
-    runner = web.AppRunner(build(door), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    runner = web.AppRunner(build(door, gate, doorstep), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, config.host, config.port, reuse_port=True, backlog=1024)
@@ -68,9 +75,12 @@ async def _listening(life: Life[StreamerConfig], door: Door) -> AsyncIterator[No
     except OSError as error:
         await runner.cleanup()
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}; choose another port") from error
+    assert runner.server is not None
+    sweeping = asyncio.create_task(doorstep.sweep(runner.server))
     try:
         yield
     finally:
+        sweeping.cancel()
         await site.stop()
         await _drain(door)
         await runner.cleanup()
@@ -87,10 +97,13 @@ async def _drain(door: Door) -> None:
         session.fail("overloaded", "this server is going down; ask again")
 
 
-def build(door: Door) -> web.Application:
-    app = web.Application(middlewares=[errors], client_max_size=door.streamer.config.max_body_bytes)
+def build(door: Door, gate: Gate, doorstep: Doorstep) -> web.Application:
+    app = web.Application(
+        middlewares=[doorstep.middleware(), errors, gate.middleware()], client_max_size=door.streamer.config.max_body_bytes
+    )
     app.add_routes(Api(door).routes())
     app.router.add_get("/v1/ws", handler(door))
+    app.router.add_post("/v1/ticket", gate.ticket)
     app.router.add_get("/v1/mesh", lambda request: _mesh(door))
     app.router.add_get("/metrics", lambda request: _metrics(door))
     app.router.add_get("/healthz", lambda request: _health(True, "alive"))
@@ -120,3 +133,4 @@ async def _health(good: bool, text: str) -> web.Response:
 async def _secure(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
     response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.pop("Server", None)

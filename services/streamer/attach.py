@@ -1,29 +1,41 @@
 """A client comes back with its cursor, to this streamer or any other: the record and the log tell what it has."""
 
+import time
+
+from services.streamer.attempts import attached
 from services.streamer.restore import restore
 from services.streamer.service import Streamer
 from services.streamer.session import Session, StreamError
 from shared.bus import entry_order
 from shared.messages import Attach, Step
-from shared.tokenlog import agrees, counts_of
+from shared.tokenlog import agrees, counts_of, newest
 
 
-async def attach(streamer: Streamer, request: str, cursor: str) -> Session:
+async def attach(streamer: Streamer, request: str, cursor: str, tenant: str) -> Session:
     """Serve a client that comes back with its cursor. Raises StreamError `stream_lost`, BusDown, ValueError."""
     while True:
         record = await streamer.bus.load(request)
-        if record is None:
+        if record is None or record.submit.tenant != tenant:  # another tenant's is as unknown as none
             raise StreamError("stream_lost", "this request is not known (any more)")
         session = Session(record, streamer.vocab)
         counts = counts_of(cursor, len(session.outputs)) if cursor else session.counts
-        await _catch_up(streamer, session)
-        if cursor and not agrees(cursor, session.follower.choices):
-            raise StreamError("stream_lost", f"the log does not hold the stream up to cursor {cursor}")
-        if await _supersede(streamer, session):
-            break
-    session.skip(counts)
-    _serve(streamer, session)
-    return session
+        streamer.attaching.add(session)
+        try:
+            await _catch_up(streamer, session)
+            _check(cursor, session)
+            if await _supersede(streamer, session):
+                session.skip(counts)
+                _serve(streamer, session)
+                return session
+        finally:
+            streamer.attaching.discard(session)
+
+
+def _check(cursor: str, session: Session) -> None:
+    """Raises StreamError where the log does not tell what the client has."""
+    if cursor and not agrees(cursor, session.follower.choices):
+        safe = newest(session.follower.choices)
+        raise StreamError("stream_lost", f"the log does not hold the stream up to cursor {cursor}: it ends at {safe}")
 
 
 def _serve(streamer: Streamer, session: Session) -> None:
@@ -40,13 +52,16 @@ def _serve(streamer: Streamer, session: Session) -> None:
 
 async def _supersede(streamer: Streamer, session: Session) -> bool:
     """Count the connection up and tell whoever served the client before. False: the record has changed meanwhile."""
-    seen = session.record
-    mine = seen.model_copy(update={"connection": seen.connection + 1})
-    if not await streamer.bus.save(mine, streamer.config.keep_s, lambda now: now == seen):
+    seen, stream = session.record, streamer.bus.names.tokens(session.partition)
+    record = await streamer.bus.change(
+        session.id,
+        streamer.config.keep_s,
+        lambda now: attached(seen, now, int(1000 * time.time())),
+        lambda record: [(stream, Step(records=(Attach(request=session.id, connection=record.connection),)))],
+    )
+    if record is None:
         return False
-    session.record = mine
-    note = Step(records=(Attach(request=session.id, connection=mine.connection),))
-    await streamer.bus.append(streamer.bus.names.tokens(session.partition), note)
+    session.record = record
     await _catch_up(streamer, session)
     return True
 

@@ -6,13 +6,14 @@ import time
 from aiohttp import web
 
 from services.streamer.admission import admit
+from services.streamer.attach import attach
+from services.streamer.keys import Key
 from services.streamer.mesh import Mesh
+from services.streamer.quota import Quota
 from services.streamer.schema import BadRequest, Generation
 from services.streamer.service import Streamer, new_request_id
-from services.streamer.session import Session
+from services.streamer.session import Session, StreamError
 from shared.messages import Submit
-
-TENANT = "local"  # there are no keys yet, so everybody is one tenant
 
 
 class Door:
@@ -20,19 +21,21 @@ class Door:
         self.streamer, self.mesh = streamer, mesh
         context = streamer.vocab.context
         self.context = min(streamer.config.max_context or context, context)
+        self.quota = Quota(streamer.bus)
+        streamer.on_leave = self._leave
         self.sockets: set[web.WebSocketResponse] = set()
 
     @property
     def served(self) -> str:
         return self.streamer.config.served_name
 
-    async def open(self, body: Generation) -> Session:
+    async def open(self, body: Generation, key: Key) -> Session:
         """Raises BadRequest, Overloaded, BusDown."""
         self._check_model(body.model)
         streamer = self.streamer
         submit = Submit(
             request=new_request_id(),
-            tenant=TENANT,
+            tenant=key.tenant,
             partition=streamer.partition,
             log_from=streamer.log_position(),
             generation=0,
@@ -47,8 +50,29 @@ class Door:
             raise BadRequest("min_tokens is larger than max_tokens", "min_tokens")
         if self.mesh.missing:
             await self.mesh.look()  # the picture is up to a second old: look again before refusing
-        admit(streamer.config, len(streamer.sessions), self.mesh.queues, self.mesh.missing)
-        return await streamer.open(streamer.new_record(submit, body.stops()))
+        admit(streamer.config, len(streamer.sessions), self.mesh.queues, self.mesh.missing, self.mesh.wait_s())
+        await self.quota.enter(key, submit.request)
+        self.mesh.admitted += 1
+        return await streamer.open(streamer.new_record(submit, body.stops()), key)
+
+    async def resume(self, request: str, cursor: str, key: Key) -> Session:
+        """Raises StreamError, Overloaded, BusDown, ValueError."""
+        await self.quota.enter(key, request)
+        try:
+            session = await attach(self.streamer, request, cursor, key.tenant)
+        except (StreamError, ValueError):
+            await self.quota.leave(key, request, 0)
+            raise
+        session.key = key
+        return session
+
+    def _leave(self, session: Session) -> None:
+        if session.key.limits:
+            self.streamer.start(self.quota.leave(session.key, session.id, session.fresh_tokens))
+
+    async def renew(self) -> None:
+        """Once a second: the places of streams that are served here."""
+        await self.quota.renew([(session.key, session.id) for session in self.streamer.sessions.values()])
 
     def _check_model(self, name: str | None) -> None:
         if name not in (None, "default", self.served):

@@ -1,5 +1,6 @@
 """What the whole mesh looks like from here: processes, queues, and Prometheus metrics of every stage."""
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
@@ -8,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from services.streamer.admission import Pace
 from shared.bus import Bus
 from shared.config import STAGES
 from shared.messages import Beat
@@ -22,6 +24,8 @@ class Mesh(Collector):
         self._bus, self._model = bus, model
         self.beats: list[Beat] = []
         self.queues: dict[str, int] = {"submit": 0, "work": 0}
+        self.admitted = 0  # by this streamer since the last look
+        self._pace = Pace()
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -30,6 +34,21 @@ class Mesh(Collector):
         names = self._bus.names
         submit, work = await self._bus.depths([names.submit, names.work])
         self.queues = {"submit": submit, "work": work}
+        self.admitted = 0
+        self._pace.look(time.monotonic(), self._finished(), self.waiting)
+
+    def _finished(self) -> float:
+        ends = ("finished", "failed", "cancelled")
+        return sum(beat.counters.get(end, 0.0) for beat in self.beats if beat.stage == "engine" for end in ends)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no engine runs yet, with those that came in here since the last look."""
+        running = sum(beat.gauges.get("running", 0.0) for beat in self.beats)
+        return max(sum(self.queues.values()) + self.admitted - int(running), 0)
+
+    def wait_s(self) -> float:
+        return self._pace.wait_s(self.waiting)
 
     @property
     def missing(self) -> str:

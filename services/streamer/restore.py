@@ -1,11 +1,13 @@
 """Restoring a request whose log cannot be followed any more. Delivered to the client > log > engine memory."""
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
+from services.streamer.attempts import attempt, restored
 from services.streamer.session import Session
 from shared.bus import BusDown
-from shared.messages import Cancel, Record
+from shared.messages import Cancel
 
 if TYPE_CHECKING:
     from services.streamer.service import Streamer  # which calls us
@@ -15,7 +17,7 @@ log = logging.getLogger("headrace")
 
 async def restore(streamer: "Streamer", session: Session) -> None:
     """Start a new attempt from what the client has: the log cannot be followed, or the broker lost it."""
-    if session.restoring:
+    if session.restoring or session.done:
         return
     session.restoring = True
     try:
@@ -28,22 +30,23 @@ async def restore(streamer: "Streamer", session: Session) -> None:
 
 
 async def _restore(streamer: "Streamer", session: Session) -> None:
-    log_from = await streamer.bus.last_entry(streamer.bus.names.tokens(session.partition))
-    submit = session.record.submit  # from here to `begin` nothing may be awaited: what was told must not grow
-    given, ends = session.delivered()
-    generation = max(submit.generation, session.follower.epoch[0]) + 1
-    update = {"generation": generation, "given": given, "ends": ends, "log_from": log_from}
-    record = session.record.model_copy(update={"submit": submit.model_copy(update=update)})
-    session.begin(record)
-
-    def ours(now: Record | None) -> bool:
-        # A lower connection there means that the broker lost the newer record, a higher one that we are superseded.
-        return now is None or (now.connection <= record.connection and now.submit.generation < generation)
-
-    if not await streamer.bus.save(record, streamer.config.keep_s, ours):
-        session.fail("superseded", "another connection serves this request now")
+    bus, before = streamer.bus, session.record
+    log_from = await bus.last_entry(bus.names.tokens(session.partition))
+    session.conflict = True  # from here on it listens to nothing before the new attempt's claim
+    given, ends = session.known()
+    least = max(session.follower.epoch[0] + 1, int(1000 * time.time()))
+    record = await bus.change(
+        session.id,
+        streamer.config.keep_s,
+        lambda now: None if session.done else restored(before, now, given, ends, log_from, least),
+        lambda record: attempt(bus.names, record),
+    )
+    if record is None:
+        if not session.done:
+            session.fail("superseded", "another connection serves this request now")
         return
+    session.begin(record)
+    if session.done and not session.superseded:  # its client has left, or has all it wanted, meanwhile
+        await bus.append(bus.names.control, Cancel(request=session.id, generation=record.submit.generation))
     streamer.life.stats.counters["restores"] += 1
-    log.warning("%s: restoring %s from %s tokens", streamer.config.id, session.id, session.counts)
-    await streamer.bus.cancel(Cancel(request=session.id, generation=generation - 1))
-    await streamer.bus.append(streamer.bus.names.submit, record.submit)
+    log.warning("%s: restored %s from %s tokens", streamer.config.id, session.id, session.counts)

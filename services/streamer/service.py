@@ -8,9 +8,10 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from services.streamer.keys import ANYBODY, Key
 from services.streamer.restore import restore
 from services.streamer.session import Session
 from shared.bus import Bus, BusDown
@@ -33,9 +34,11 @@ class Streamer:
         self.bus: Bus = life.bus
         self.partition = partition
         self.sessions: dict[str, Session] = {}
+        self.attaching: set[Session] = set()  # not served yet, but their partitions are followed
         self.orphans: dict[str, asyncio.TimerHandle] = {}
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
+        self.on_leave: Callable[[Session], None] = lambda _: None
         self._closed = asyncio.Event()
         self.finished = asyncio.Event()  # set once the last client has been served
 
@@ -56,7 +59,7 @@ class Streamer:
             session = self.sessions.get(record.request)
             if session is not None and self.bus.names.tokens(session.partition) == stream:
                 session.apply(entry, record)
-                if session.conflict:
+                if session.conflict and not (session.restoring or session.done):
                     self.start(restore(self, session))
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -67,9 +70,10 @@ class Streamer:
 
     # -- a request's life ------------------------------------------------------------------------------------------
 
-    async def open(self, record: Record) -> Session:
+    async def open(self, record: Record, key: Key = ANYBODY) -> Session:
         """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown."""
         session, written = Session(record, self.vocab), False
+        session.key = key
         self.sessions[session.id] = session
         try:
             await self.bus.open(record, self.config.keep_s)
@@ -89,13 +93,14 @@ class Streamer:
     def close(self, session: Session) -> None:
         """The client has its terminal event, or has left: stop serving, and stop engines from working for nobody."""
         self._forget(session)
-        if not session.follower.ended and not (session.error and session.error.code == "superseded"):
+        if not session.follower.ended and not session.superseded:
             self.start(self._cancel(session.record, None))
 
     def _forget(self, session: Session) -> None:
         if self.sessions.get(session.id) is session:
             del self.sessions[session.id]
             self._closed.set()
+            self.on_leave(session)
 
     async def idle(self) -> None:
         """Wait until nobody is served."""
@@ -110,7 +115,11 @@ class Streamer:
 
     async def _cancel(self, record: Record, choice: int | None) -> None:
         try:
-            await self.bus.cancel(Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice))
+            item = Cancel(request=record.submit.request, generation=record.submit.generation, choice=choice)
+            if choice is None:
+                await self.bus.drop(item)
+            else:
+                await self.bus.append(self.bus.names.control, item)
         except BusDown as error:
             log.warning("%s: a cancellation was lost: %s", self.config.id, error)
 
@@ -174,7 +183,8 @@ class Streamer:
 
     async def _keep_partition(self) -> None:
         """Partitions of streamers that are gone are followed only while somebody here needs them."""
-        needed = {self.bus.names.tokens(name) for name in (self.partition, *(s.partition for s in self.sessions.values()))}
+        followed = {session.partition for session in (*self.sessions.values(), *self.attaching)}
+        needed = {self.bus.names.tokens(name) for name in (self.partition, *followed)}
         for stream in [stream for stream in self.tail.positions if stream not in needed]:
             del self.tail.positions[stream]
         await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)

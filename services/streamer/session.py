@@ -5,10 +5,11 @@ Only counts are kept for what was sent: a slow client costs the token ids of its
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from services.streamer.decode import TextStream
+from services.streamer.keys import ANYBODY
 from shared.bus import entry_order
 from shared.fields import pack_ids
 from shared.messages import End, ErrorCode, FinishReason, LogRecord, Record
@@ -70,14 +71,18 @@ class Session:
         self.restoring = False
         self.error: StreamError | None = None
         self.heard = time.monotonic()
+        self.key = ANYBODY
+        self.skipped: int | None = None  # tokens that an earlier connection was told; None: there was none
         self.outputs = [Output(TextStream(vocab.tokenizer, record.stop)) for _ in range(record.submit.sampling.n)]
+        self.follower = Follower(0, 0)
         self.begin(record)
 
     def begin(self, record: Record) -> None:
         """Follow the attempt that this record describes. What was told to the client stays told."""
-        submit = record.submit
+        submit, before = record.submit, self.follower
         self.record, self.position = record, submit.log_from
         self.follower = Follower(submit.generation, submit.sampling.n, submit.given, submit.ends)
+        self.follower.inherit(before)
         self.conflict, self.heard = False, time.monotonic()
 
     @property
@@ -92,6 +97,10 @@ class Session:
     def done(self) -> bool:
         return self.stopped or self.error is not None or all(output.finish for output in self.outputs)
 
+    @property
+    def superseded(self) -> bool:
+        return self.error is not None and self.error.code == "superseded"
+
     def apply(self, entry: str, record: LogRecord) -> None:
         """Take one record of the log, in order."""
         if record.kind == "attach":
@@ -104,9 +113,11 @@ class Session:
         if verdict is Verdict.NOTHING:
             return
         self.heard = time.monotonic()
-        self.conflict = verdict is Verdict.CONFLICT
-        if self.follower.failure is not None:
-            self.fail(self.follower.failure.code, self.follower.failure.text)
+        failure = self.follower.failure
+        # Whoever cancels removes the record and listens no more: this was an older attempt's, of before the broker lost data.
+        self.conflict = verdict is Verdict.CONFLICT or (failure is not None and failure.code == "cancelled")
+        if failure is not None and not self.conflict:
+            self.fail(failure.code, failure.text)
         self.news.set()
 
     def fail(self, code: ErrorCode, text: str) -> None:
@@ -156,6 +167,7 @@ class Session:
 
     def skip(self, counts: list[int]) -> None:
         """The client has these tokens' text already (it came back with a cursor): derive it again, and tell nothing."""
+        self.skipped = sum(counts)
         for output, told, count in zip(self.outputs, self.follower.choices, counts, strict=True):
             for id in told.ids[:count]:
                 output.text.push(id)
@@ -168,16 +180,31 @@ class Session:
     def cursor(self) -> str:
         return cursor(self.follower.choices, self.counts)
 
-    def delivered(self) -> tuple[tuple[bytes, ...], tuple[End | None, ...]]:
-        """What the client has: above the log and every engine's memory when the broker has lost data."""
+    def frames(self, deltas: list[Delta]) -> Iterator[tuple[Delta, str]]:
+        """Each with the cursor of a client that got the deltas up to it, and not the ones that follow."""
+        counts = self.counts
+        for delta in deltas:
+            counts[delta.choice] = delta.first
+        for delta in deltas:
+            counts[delta.choice] = delta.count
+            yield delta, cursor(self.follower.choices, counts)
+
+    @property
+    def fresh_tokens(self) -> int:
+        """What this connection used: the output it was told, and the prompt unless an earlier one has answered for it."""
+        told = sum(self.counts)
+        return told + self.follower.prompt_tokens if self.skipped is None else told - self.skipped
+
+    def known(self) -> tuple[tuple[bytes, ...], tuple[End | None, ...]]:
+        """What the client has or is about to get: above the log and every engine's memory when the broker has lost data."""
         told = list(zip(self.outputs, self.follower.choices, strict=True))
-        given = tuple(pack_ids(choice.ids[: output.count]) for output, choice in told)
+        given = tuple(pack_ids(choice.ids[: output.count] if output.finish else choice.ids) for output, choice in told)
         return given, tuple(self._end(at) for at in range(len(told)))
 
     def _end(self, choice: int) -> End | None:
         output, told = self.outputs[choice], self.follower.choices[choice]
-        if output.finish is None or told.end is not None:
-            return told.end if output.finish else None
+        if told.end is not None or output.finish is None:
+            return told.end
         return End(
             request=self.id, epoch=self.follower.epoch, choice=choice, count=output.count, reason=output.finish,
             cached_tokens=0, tokenize_ms=0.0, queue_ms=0.0, prefill_ms=0.0, decode_ms=0.0,

@@ -7,9 +7,9 @@ import orjson
 from aiohttp import WSMsgType, web
 
 from services.streamer.admission import Overloaded
-from services.streamer.attach import attach
 from services.streamer.door import Door
 from services.streamer.errors import send_within
+from services.streamer.gate import KEY, SUBPROTOCOL
 from services.streamer.schema import BadRequest, CancelFrame, Generate, GeneratePrompt, ResumeFrame, parse_frame
 from services.streamer.session import Session, StreamError
 from shared.bus import BusDown
@@ -24,6 +24,7 @@ class Socket:
 
     def __init__(self, door: Door, request: web.Request, ws: web.WebSocketResponse) -> None:
         self.door, self.request, self.ws = door, request, ws
+        self.key = request[KEY]
         self.serving: dict[str, tuple[Session, asyncio.Task[None]]] = {}
         self.sending = asyncio.Lock()
 
@@ -68,9 +69,9 @@ class Socket:
     async def _begin(self, frame: Generate | GeneratePrompt | ResumeFrame) -> None:
         try:
             if isinstance(frame, ResumeFrame):
-                session = await attach(self.door.streamer, frame.request, frame.cursor)
+                session = await self.door.resume(frame.request, frame.cursor, self.key)
             else:
-                session = await self.door.open(frame)
+                session = await self.door.open(frame, self.key)
         except BadRequest as error:
             await self.error(frame.id, error.code, str(error))
         except Overloaded as error:
@@ -90,13 +91,13 @@ class Socket:
         try:
             await self.send("accepted", id, request=session.id)
             async for deltas in session.deltas():
-                for delta in deltas:
+                for delta, cursor in session.frames(deltas):
                     if delta.finish == "stop":
                         self.door.streamer.cancel_choice(session, delta.choice)
                     told = session.follower.choices[delta.choice].ids[delta.first : delta.count]
                     extras = {"token_ids": list(told)} if with_ids else {}
                     if delta.text or extras:
-                        await self.send("token", id, choice=delta.choice, text=delta.text, cursor=session.cursor(), **extras)
+                        await self.send("token", id, choice=delta.choice, text=delta.text, cursor=cursor, **extras)
             await self._done(id, session)
         except StreamError as error:
             await self.error(id, error.code, str(error))
@@ -138,7 +139,11 @@ def handler(door: Door) -> Any:
     async def connect(request: web.Request) -> web.WebSocketResponse:
         # No per-message deflate: 14 KiB a connection instead of 105, and no decompression bombs.
         limit = door.streamer.config.max_body_bytes
-        ws = web.WebSocketResponse(heartbeat=HEARTBEAT_S, compress=False, max_msg_size=limit, writer_limit=WRITE_BUFFER_BYTES)
+        if len(door.sockets) >= door.streamer.config.max_sockets:
+            raise Overloaded(f"{door.streamer.config.max_sockets} sockets are open here already", 503, 1)
+        ws = web.WebSocketResponse(
+            heartbeat=HEARTBEAT_S, compress=False, max_msg_size=limit, writer_limit=WRITE_BUFFER_BYTES, protocols=(SUBPROTOCOL,)
+        )
         await ws.prepare(request)
         socket = Socket(door, request, ws)
         door.sockets.add(ws)

@@ -1,6 +1,7 @@
 """The tokenizer's loop: requests in, work for engines out. Takes whatever has arrived as one batch."""
 
 import asyncio
+import contextlib
 import logging
 import time
 
@@ -14,7 +15,7 @@ from shared.shapes import context_of
 from shared.vocab import load_vocab
 
 RETRY_S = 0.5
-SWEEP_EVERY_S = 1.0  # how often to look for entries of tokenizers that went silent
+SWEEP_EVERY_S = 0.25  # how often to look for entries of tokenizers that went silent
 AT_ONCE = 4000  # characters that take about a millisecond: a thread's round trip would cost a third of that
 log = logging.getLogger("headrace")
 
@@ -31,17 +32,28 @@ async def main(life: Life[TokenizerConfig]) -> None:
         raise ConfigError(f"{config.model}: {error}") from error
     group = Group(life.bus, life.bus.names.submit, "tokenizers", config.id)
     life.mark_ready(f"{vocab.size} tokens, context {context}")
-    swept = 0.0
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_take(life, group, encoder))
+        tasks.create_task(_take_over(life, group, encoder))
+    await group.close()
+
+
+async def _take(life: Life[TokenizerConfig], group: Group, encoder: Encoder) -> None:
     while not life.stopping.is_set():
         try:
-            await _serve(life, group, encoder, await group.read(config.batch))
-            if time.monotonic() - swept > SWEEP_EVERY_S:  # behind what has just arrived, which need not wait for it
-                swept = time.monotonic()
-                await _serve(life, group, encoder, await group.stale(config.batch))
+            await _serve(life, group, encoder, await group.read(life.config.batch))
         except BusDown as error:
-            log.warning("%s: %s", config.id, error)
+            log.warning("%s: %s", life.config.id, error)
             await asyncio.sleep(RETRY_S)
-    await group.close()
+
+
+async def _take_over(life: Life[TokenizerConfig], group: Group, encoder: Encoder) -> None:
+    """What a tokenizer that died had not handed on."""
+    while not life.stopping.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(life.stopping.wait(), SWEEP_EVERY_S)
+        with contextlib.suppress(BusDown):
+            await _serve(life, group, encoder, await group.stale(life.config.batch))
 
 
 async def _serve(life: Life[TokenizerConfig], group: Group, encoder: Encoder, arrived: list[Delivery]) -> None:

@@ -11,7 +11,7 @@ from shared.health import CONFIGS
 FOLDER = Path(__file__).parents[2] / "compose"
 FILES = [FOLDER / name for name in ("Dockerfile", "docker-compose.yml", "docker-compose.gpu.yml", ".env.example")]
 # The compose file itself settles these.
-SETTLED = {"HEADRACE_ID", "HEADRACE_REDIS_URL", "HEADRACE_STREAMER_HOST", "HEADRACE_STREAMER_PORT"}
+SETTLED = {"HEADRACE_STREAMER_KEYS", "HEADRACE_ID", "HEADRACE_REDIS_URL", "HEADRACE_STREAMER_HOST", "HEADRACE_STREAMER_PORT"}
 
 
 def known() -> dict[str, str]:
@@ -53,3 +53,25 @@ def test_every_stage_has_a_health_check() -> None:
     assert CONFIGS.keys() == {"tokenizer", "engine", "streamer"}
     text = (FOLDER / "docker-compose.yml").read_text()
     assert set(re.findall(r'"shared.health", "([a-z]+)"', text)) == {"tokenizer", "engine"}
+
+
+def test_containers_are_confined() -> None:
+    """Every service: a read-only root, no capabilities but the three that Redis' entry point needs, no new privileges."""
+    text = (FOLDER / "docker-compose.yml").read_text()
+    stage, _, services = text.partition("\nservices:\n")
+    stage, redis = stage.partition("x-light")[0], services.partition("\n  tokenizer:")[0]
+    for place in (stage, redis):
+        for rule in ("read_only: true", "cap_drop: [ALL]", 'security_opt: ["no-new-privileges:true"]'):
+            assert rule in place, rule
+    assert re.findall(r"cap_add: (.*)", text) == ["[CHOWN, SETGID, SETUID]"]
+    assert "privileged" not in text.replace("no-new-privileges", "")
+    assert "mesh: { internal: true }" in text
+    assert re.findall(r"networks: (.*)", services) == ["[mesh]", "[mesh]", "[mesh]", "[mesh, edge]"]
+    assert re.findall(r"^ +ports: (.*)", services, re.MULTILINE) == ['["${PUBLISH:-127.0.0.1:8000-8009}:8000"]']
+
+
+def test_each_stage_is_its_own_user_of_the_broker() -> None:
+    urls = re.findall(r"HEADRACE_REDIS_URL: redis://([a-z]+):", (FOLDER / "docker-compose.yml").read_text())
+    users = re.findall(r"^user ([a-z]+) on >", (FOLDER / "users.acl").read_text(), re.MULTILINE)
+    assert urls == ["tokenizer", "engine", "streamer"]
+    assert set(users) == {*urls, "operator"}

@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientSession
@@ -14,6 +16,8 @@ from services.up.broker import Broker
 from services.up.supervise import Child, stage_child
 from shared.bus import Bus
 from shared.config import MeshConfig, bundled_model
+
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -31,12 +35,17 @@ class RunningMesh:
         env: Mapping[str, str] | None = None,
         model: str = "",
         one_port: bool = False,
+        users: bool = False,
+        through_proxy: bool = False,
     ) -> None:
         self.counts = {"tokenizer": 1, "engine": 1, "streamer": 1} | dict(counts or {})
         self.chain = chain
         port = free_port()  # streamers may share one; with one each, a test can choose whom it talks to
         self.ports = [port if one_port else free_port() for _ in range(self.counts["streamer"])]
         self.broker = Broker()
+        self.users = users
+        self.proxy_path = f"{self.broker.folder}/proxy.sock"  # where a test may listen, between the stages and the broker
+        self.through_proxy = through_proxy
         self.model = model or bundled_model()
         self.env = {
             "HEADRACE_REDIS_URL": self.broker.url,
@@ -47,7 +56,7 @@ class RunningMesh:
         self.children: dict[str, Child] = {}
         self.tasks: list[asyncio.Task[None]] = []
         name = MeshConfig(id="test", model=self.model).served_name
-        self.bus = Bus(self.broker.url, name)
+        self.bus = Bus(self.url_as("operator"), name)
 
     @property
     def url(self) -> str:
@@ -56,8 +65,22 @@ class RunningMesh:
     def url_of(self, streamer: int) -> str:
         return f"http://127.0.0.1:{self.ports[streamer]}"
 
+    def url_as(self, user: str) -> str:
+        """The broker, as this user of compose/users.acl."""
+        return self.broker.url.replace("unix://", f"unix://{user}:{user}-secret@") if self.users else self.broker.url
+
+    @property
+    def broker_command(self) -> list[str]:
+        if not self.users:
+            return self.broker.command
+        template = (ROOT / "compose" / "users.acl").read_text()
+        path = self.broker.folder / "users.acl"
+        path.write_text(re.sub(r"([A-Z]+)_PASSWORD", lambda match: f"{match[1].lower()}-secret", template))
+        return [*self.broker.command, "--aclfile", str(path)]
+
     def start(self, stage: str, number: int, env: Mapping[str, str] | None = None) -> Child:
         own = {"HEADRACE_STREAMER_PORT": str(self.ports[number])} if stage == "streamer" else {}
+        own["HEADRACE_REDIS_URL"] = f"unix://{self.proxy_path}" if self.through_proxy else self.url_as(stage)
         child = stage_child(stage, number, self.env | own | dict(env or {}))
         if stage == "engine" and self.chain:
             child.command = [sys.executable, "-m", "tests.chain"]
@@ -69,7 +92,7 @@ class RunningMesh:
         return child
 
     async def __aenter__(self) -> "RunningMesh":
-        self._keep(Child("broker", self.broker.command, os.environ))
+        self._keep(Child("broker", self.broker_command, os.environ))
         for stage, count in self.counts.items():
             for number in range(count):
                 self.start(stage, number)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from services.up.broker import Broker
-from shared.bus import START, Bus, BusDown, entry_order
+from shared.bus import GONE_MS, START, Bus, BusDown, entry_order
 from shared.messages import Beat, Cancel, Record, Sampling, Submit
 from shared.readers import Group, Tail
 
@@ -79,6 +79,20 @@ async def test_leases(bus: Bus) -> None:
         await group.close()
 
 
+async def test_entries_of_a_reader_that_died_are_inherited_at_once(bus: Bus) -> None:
+    """Its connections end with it; one that lives and is merely busy keeps what it has."""
+    for generation in range(2):
+        await bus.append("s", note(generation))
+    dies, lives, other = (Group(bus, "s", "g", name) for name in ("dies", "lives", "other"))
+    taken = [[delivery.entry for _ in range(3) for delivery in await group.read(1)][:1] for group in (dies, lives)]
+    await dies.close()
+    await asyncio.sleep(GONE_MS / 1000 + 0.1)
+    assert [delivery.entry for delivery in await other.stale(10)] == taken[0]
+    assert await lives.refresh(taken[1]) == set(taken[1])
+    for group in (lives, other):
+        await group.close()
+
+
 async def test_what_is_not_ours_goes_to_dead(bus: Bus) -> None:
     await bus.run([("XADD", "s", "*", "m", b"\xc1junk"), ("XADD", "s", "*", "other", b"x")])
     await bus.append("s", note(1))
@@ -120,20 +134,33 @@ async def test_record_is_compared_and_set(bus: Bus) -> None:
     )  # fmt: skip
     record = Record(submit=submit, stop=("a",), connection=1)
     assert await bus.load("r") is None
-    assert await bus.save(record, 60, lambda now: now is None)
-    assert not await bus.save(record, 60, lambda now: now is None)
+    assert await bus.change("r", 60, lambda now: record if now is None else None) == record
+    assert await bus.change("r", 60, lambda now: record if now is None else None) is None
     assert await bus.load("r") == record
 
-    async def count_up() -> bool:
-        now = await bus.load("r")
+    def higher(now: Record | None) -> Record:
         assert now is not None
-        higher = now.model_copy(update={"connection": now.connection + 1})
-        return await bus.save(higher, 60, lambda there: there == now)
+        return now.model_copy(update={"connection": now.connection + 1})
 
-    won = sum(await asyncio.gather(*(count_up() for _ in range(10))))
-    now = await bus.load("r")
-    assert now is not None
-    assert now.connection == 1 + won
+    said = await asyncio.gather(
+        *(bus.change("r", 60, higher, lambda record: [("s", note(record.connection))]) for _ in range(10))
+    )
+    assert sorted(each.connection for each in said if each) == list(range(2, 12))
+    assert [item for _, item in await bus.span("s", START)] == [note(connection) for connection in range(2, 12)]
+
+
+async def test_a_change_whose_reply_was_lost_is_asked_again(bus: Bus) -> None:
+    """The transaction went through and nobody heard so: what was written counts as somebody's."""
+    assert await bus.swap("k", None, [("SET", "k", "mine")])
+    assert not await bus.swap("k", None, [("SET", "k", "mine")])
+    assert await bus.swap("k", b"mine", [("SET", "k", "next")])
+
+
+async def test_a_flush_is_another_incarnation(bus: Bus) -> None:
+    before = await bus.incarnation()
+    assert await bus.incarnation() == before
+    await bus.run([("FLUSHALL",)])
+    assert await bus.incarnation() != before
 
 
 async def test_members_come_and_go(bus: Bus) -> None:

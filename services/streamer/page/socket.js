@@ -158,6 +158,8 @@ export class Wire {
     } else if (frame.type === "token") {
       request.cursor = frame.cursor;
       request.listener.token(frame);
+    } else if (frame.code === "superseded" && request.name && request.sends++ < MOST_SENDS) {
+      this.#attach(request); // an earlier socket's resume came late, and took the stream from this one
     } else if (frame.type === "done" || frame.type === "error") {
       this.#end(request, frame.type, frame);
     }

@@ -1,0 +1,280 @@
+"""The matrix: what is done to a mesh, and what it promises. A row is a coroutine that hurts; users stream meanwhile.
+
+Rows that other tests hold, or that need what this machine has not, are named in ELSEWHERE with the reason.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from shared.bus import BusDown, Refused
+from tests.chain import BREAKS, KILLS, STARVES
+from tests.chaos.field import Field
+from tests.chaos.hostile import churn, half_open, leave_in_every_phase, slow_reader, storm_of_resumes
+from tests.chaos.proxy import Trouble
+from tests.mesh.client import generate
+
+KILL, TERM, STOP, CONT = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT
+TWO = MappingProxyType({"tokenizer": 2, "engine": 2, "streamer": 2})
+
+Fault = Callable[[Field], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    id: str
+    what: str
+    promise: str
+    fault: Fault
+    seconds: float = 4.0
+    loses: bool = False  # the broker loses data and a streamer may go with it: `stream_lost` is allowed
+    fails: int = 0  # stages die by themselves
+    counts: Mapping[str, int] = TWO
+    env: Mapping[str, str] = field(default_factory=dict)
+    proxied: bool = False
+    users: int = 16
+
+
+ROWS: dict[str, Row] = {}
+ELSEWHERE = {
+    "K4": "the prefix cache's own tests", "R4": "a file system of its own, which needs mount rights",
+    "C4": "there are no idempotency keys", "C5": "python -m tests.chaos.figures", "X3": "tests/mesh/test_bad_input.py",
+    "T1": "tests/protocol gives the broker another clock", "V1": "the prefix cache's own tests",
+    "O2": "tests/mesh/test_gate.py: limits per key", "L1": "--rows K6 --seeds N", "A1": "tests/mesh/test_users.py",
+    "A2": "tests/mesh/test_gate.py", "A3": "tests/tokenizer: the tenant is in the root of every hash",
+}  # fmt: skip
+
+
+def row(id: str, what: str, promise: str, **options: object) -> Callable[[Fault], Fault]:
+    def keep(fault: Fault) -> Fault:
+        ROWS[id] = Row(id, what, promise, fault, **options)  # type: ignore[arg-type]
+        return fault
+
+    return keep
+
+
+async def _at_random_times(field: Field, times: int, deed: Callable[[], Awaitable[None]], apart: tuple[float, float]) -> None:
+    for _ in range(times):
+        await asyncio.sleep(field.rng.uniform(*apart))
+        await deed()
+
+
+# -- processes that die ------------------------------------------------------------------------------------------------
+
+
+@row("K1", "kill -9 a tokenizer, thrice", "P1-P4")
+async def kill_tokenizers(field: Field) -> None:
+    await _at_random_times(field, 3, lambda: _kill(field, "tokenizer"), (0.1, 1.2))
+
+
+@row("K2", "kill -9 an engine, twice", "P1-P4")
+async def kill_engines(field: Field) -> None:
+    await _at_random_times(field, 2, lambda: _kill(field, "engine"), (0.1, 2.0))
+
+
+@row("K3", "kill -9 a streamer, twice: clients come back with their cursor", "P1, P2, P4")
+async def kill_streamers(field: Field) -> None:
+    await _at_random_times(field, 2, lambda: _kill(field, "streamer"), (0.1, 2.0))
+
+
+@row("K5", "kill -9 everything at once", "P1, P5", loses=True)
+async def kill_everything(field: Field) -> None:
+    await asyncio.sleep(field.rng.uniform(0.1, 1.5))
+    for name in list(field.mesh.children):
+        field.kill(name, KILL)
+
+
+@row("K6", "a storm of kills in all stages", "P1-P3", seconds=12)
+async def storm(field: Field) -> None:
+    async def one() -> None:
+        await _kill(field, field.rng.choice(("tokenizer", "engine", "streamer")))
+
+    await _at_random_times(field, 8, one, (0.3, 2.0))
+
+
+async def _kill(field: Field, stage: str) -> None:
+    field.kill(field.any(stage), KILL)
+
+
+# -- processes that stand still ----------------------------------------------------------------------------------------
+
+
+async def _stand_still(field: Field, name: str, seconds: float) -> None:
+    field.kill(name, STOP)
+    await asyncio.sleep(seconds)
+    field.kill(name, CONT)
+
+
+@row("S1", "an engine stands still beyond its lease, and wakes", "P1-P3, fenced", seconds=6)
+async def zombie(field: Field) -> None:
+    await _stand_still(field, field.any("engine"), field.rng.uniform(3.5, 5.5))
+
+
+@row("S2", "a tokenizer, a streamer and the broker stand still", "P1-P3", seconds=6)
+async def stand_still(field: Field) -> None:
+    for name in (field.any("tokenizer"), field.any("streamer"), "broker"):
+        await _stand_still(field, name, field.rng.uniform(0.5, 2.5))
+
+
+# -- the broker --------------------------------------------------------------------------------------------------------
+
+
+@row("R1", "kill -9 the broker; once more with the end of its file cut off", "P1, P5", seconds=6, loses=True)
+async def broker_dies(field: Field) -> None:
+    await asyncio.sleep(field.rng.uniform(0.1, 1.0))
+    field.kill("broker", KILL)
+    await asyncio.sleep(field.rng.uniform(1.5, 2.5))
+    logs = sorted(field.mesh.broker.folder.glob("appendonlydir/*.incr.aof"))
+    cut = field.rng.randrange(1, 2000)
+    size = logs[-1].stat().st_size
+    os.truncate(logs[-1], max(size - cut, 0))
+    field.note(f"{cut} bytes off {size}")
+    field.kill("broker", KILL)
+
+
+@row("R2", "FLUSHALL under load, twice", "P1, P5", loses=True)
+async def flush(field: Field) -> None:
+    async def one() -> None:
+        await field.mesh.bus.run([("FLUSHALL",)])
+        field.note("flushed")
+
+    await _at_random_times(field, 2, one, (0.5, 1.5))
+
+
+@row("R3", "the broker is full for two seconds", "P1-P3, P8")
+async def full(field: Field) -> None:
+    await asyncio.sleep(field.rng.uniform(0.1, 1.0))
+    await field.mesh.bus.run([("CONFIG", "SET", "maxmemory", "1mb")])
+    field.note("full")
+    await asyncio.sleep(2)
+    await field.mesh.bus.run([("CONFIG", "SET", "maxmemory", "512mb")])
+    field.note("not full any more")
+
+
+@row("R5", "the broker answers nobody for 2 s, has no room for connections, and is slow", "P1-P3", proxied=True, seconds=6)
+async def slow_broker(field: Field) -> None:
+    await field.mesh.bus.run([("CLIENT", "PAUSE", 2000, "ALL")])
+    await asyncio.sleep(2.5)
+    await field.mesh.bus.run([("CONFIG", "SET", "maxclients", "20")])
+    await asyncio.sleep(1)
+    await field.mesh.bus.run([("CONFIG", "SET", "maxclients", "10000")])
+    assert field.proxy is not None
+    field.proxy.trouble = Trouble(delay_s=(0.1, 0.2))
+    await asyncio.sleep(2)
+    field.proxy.trouble = Trouble()
+
+
+# -- the network -------------------------------------------------------------------------------------------------------
+
+
+@row("N1", "connections to the broker are cut at any byte", "P1-P3", proxied=True)
+async def cut(field: Field) -> None:
+    await _troubled(field, Trouble(cut_after=field.rng.choice((500, 5_000, 50_000))), 3)
+
+
+@row("N2", "nothing passes to or from the broker, and nobody is told", "P1-P3", proxied=True, seconds=7)
+async def black_hole(field: Field) -> None:
+    await _troubled(field, Trouble(free=asyncio.Event()), field.rng.uniform(1, 6))
+
+
+@row("N4", "50 to 200 ms of delay and 2% resets", "P1-P3", proxied=True, seconds=5)
+async def far_away(field: Field) -> None:
+    await _troubled(field, Trouble(delay_s=(0.05, 0.2), reset_share=0.02), 4)
+
+
+async def _troubled(field: Field, trouble: Trouble, seconds: float) -> None:
+    assert field.proxy is not None
+    await asyncio.sleep(field.rng.uniform(0.1, 0.5))
+    field.proxy.trouble = trouble
+    field.note(str(trouble))
+    await asyncio.sleep(seconds)
+    trouble.free.set()
+    field.proxy.trouble = Trouble()
+    field.note(f"calm again after {field.proxy.cuts} cuts")
+
+
+# -- clients -----------------------------------------------------------------------------------------------------------
+
+row("N3", "clients stop reading and come back elsewhere, the old socket half-open", "P1")(half_open)
+row("C1", "a client that reads nothing", "others go on; dropped; resumable", seconds=14)(slow_reader)
+row("C2", "clients leave in every phase", "P6: pages back", seconds=3)(leave_in_every_phase)
+row("C3", "a storm of resumes, with right, wrong and foreign cursors", "P1, P5", seconds=3)(storm_of_resumes)
+row("C6", "connections that come, go, and say nothing", "flat")(churn)
+
+
+# -- messages and requests that hurt -------------------------------------------------------------------------------------
+
+
+@row("X1", "junk in every stream", "dead letters; others go on")
+async def junk(field: Field) -> None:
+    names = field.mesh.bus.names
+    [keys] = await field.mesh.bus.run([("KEYS", names.tokens("*"))])
+    streams = [names.submit, names.work, names.control, *(key.decode() for key in keys)]
+    before = (await field.mesh.bus.depths([names.dead]))[0]
+    pieces = [b"\xc1", b"", os.urandom(50), b"\x92\x01\xdf\xff\xff\xff\xff", b"\x92\x63\x80", b"\x92\x01\x81\xa4kind\xa4work"]
+    for stream in streams:
+        for piece in pieces:
+            await field.mesh.bus.run([("XADD", stream, "*", "m", piece)])
+    await asyncio.sleep(1.5)
+    dead = (await field.mesh.bus.depths([names.dead]))[0] - before
+    assert dead >= len(pieces) * 3, dead
+    await field.mesh.bus.run([("DEL", names.dead)])
+
+
+@row("X2", "a request that kills every engine that takes it, in a batch of others", "P3, P7", seconds=6, fails=4)
+async def poison(field: Field) -> None:
+    answer = await generate(field.mesh.url, prompt=[1, KILLS, 2], max_tokens=20)
+    field.note(str(answer.done))
+    assert answer.done["code"] == "engine_crash", answer.done
+
+
+@row("G2", "an engine has no memory for a step", "P3, P7", seconds=6, fails=4)
+async def out_of_memory(field: Field) -> None:
+    answer = await generate(field.mesh.url, prompt=[1, STARVES, 2], max_tokens=20)
+    assert answer.done["code"] == "engine_crash", answer.done
+
+
+@row("G3", "the model gives no usable logits", "P7")
+async def no_logits(field: Field) -> None:
+    answer = await generate(field.mesh.url, prompt=[1, BREAKS, 2], max_tokens=20)
+    assert answer.done["code"] == "engine_crash", answer.done
+
+
+@row("G1", "more long requests than pages", "P3: preempted, not starved", env={"CHAIN_BLOCKS": "600"}, users=24)
+async def few_pages(field: Field) -> None:
+    await asyncio.sleep(3)
+
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+@row("D1", "a rolling restart of every stage", "P1-P3", seconds=12)
+async def roll(field: Field) -> None:
+    for stage in ("tokenizer", "engine", "streamer"):
+        for number in range(field.mesh.counts[stage]):
+            field.kill(f"{stage}-{number}", TERM)
+            await asyncio.sleep(0.5)
+            await field.mesh.until_ready()
+
+
+@row("D2", "a stage grows and shrinks", "P1-P3", seconds=8)
+async def scale(field: Field) -> None:
+    for stage in ("tokenizer", "engine"):
+        child = field.mesh.start(stage, 7)
+        await asyncio.sleep(2)
+        await child.end()
+        del field.mesh.children[child.name]
+
+
+BUSY = {"CHAIN_STEP_S": "0.02", "HEADRACE_STREAMER_MAX_WAIT_S": "2"}
+
+
+@row("O1", "ten times the load that it can take", "P8", seconds=6, env=BUSY, users=160)
+async def overload(field: Field) -> None:
+    await asyncio.sleep(4)
+
+
+BROKEN = (BusDown, Refused, OSError)
