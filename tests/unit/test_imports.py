@@ -26,6 +26,11 @@ PURE = [
     "shared.codec",
     "services.engine.cancels",
     "shared.tokenlog",
+    "shared.prefix",
+    "shared.page",
+    "services.prefix_cache.index",
+    "services.prefix_cache.evict",
+    "services.prefix_cache.leases",
 ]
 
 

@@ -1,0 +1,71 @@
+"""A prefix cache as a real process beside a real broker, and clients of it."""
+
+import contextlib
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from services.engine.prefix_client import CacheDown, Client
+from tests.mesh.harness import RunningMesh, free_port
+
+SPACE = b"space-of-a-model"
+PAGE = 100_000
+SIZE_MB = 2  # 20 slots of 102,400 bytes and their header
+SLOTS = (SIZE_MB << 20) // (4096 + 102_400)
+NOTHING = {"tokenizer": 0, "engine": 0, "streamer": 0}
+
+
+class CacheMesh(RunningMesh):
+    """No stage but the cache; `socket` and `listen` are its addresses."""
+
+    def __init__(self, lease_s: float = 10.0) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="headrace-")
+        self.socket = str(Path(self.folder.name) / "prefix.sock")
+        self.listen = f"127.0.0.1:{free_port()}"
+        env = {
+            "HEADRACE_PREFIX_CACHE_SOCKET": self.socket,
+            "HEADRACE_PREFIX_CACHE_LISTEN": self.listen,
+            "HEADRACE_PREFIX_CACHE_SIZE_MB": str(SIZE_MB),
+            "HEADRACE_PREFIX_CACHE_LEASE_S": str(lease_s),
+        }
+        super().__init__({**NOTHING, "prefix_cache": 1}, env=env)
+
+    async def __aexit__(self, *args: object) -> None:
+        await super().__aexit__(*args)
+        self.folder.cleanup()
+
+    @contextmanager
+    def client(self, address: str = "", page_bytes: int = PAGE, timeout_s: float = 5.0) -> Iterator[Client]:
+        client = Client(address or self.socket, SPACE, page_bytes, timeout_s)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def _enter(self, page_bytes: int) -> None:
+        """Be the only engine there for a moment."""
+        while True:
+            with contextlib.suppress(CacheDown), self.client(page_bytes=page_bytes):
+                return
+            time.sleep(0.02)
+
+    def empty(self) -> None:
+        """Pages of another size divide the memory anew, once nobody else is there."""
+        self._enter(1)
+        self._enter(PAGE)
+
+
+@pytest.fixture(scope="session")
+async def running_cache() -> AsyncIterator[CacheMesh]:
+    async with CacheMesh(lease_s=1.0) as running:
+        yield running
+
+
+@pytest.fixture
+def cache(running_cache: CacheMesh) -> CacheMesh:
+    running_cache.empty()
+    return running_cache
