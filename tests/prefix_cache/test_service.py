@@ -223,12 +223,13 @@ async def test_killed_hung_and_empty_again() -> None:
     """Whatever happens to the cache, an engine is told within its patience, and the memory that it has mapped stays."""
     hashes, ids = prompt(2)
     async with CacheMesh() as own:
-        with own.client(timeout_s=0.3) as client, own.client(own.listen, timeout_s=0.3) as remote:
+        with own.client() as client, own.client(own.listen) as remote:
             put(client, hashes, ids)
             lease = client.find(hashes)
             own.kill("prefix_cache-0", signal.SIGSTOP)
             started = time.monotonic()
             for hung in (client, remote):
+                hung.limit(0.3)
                 with pytest.raises(CacheDown):
                     await asyncio.to_thread(hung.find, hashes)
             assert time.monotonic() - started < 5

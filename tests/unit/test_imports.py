@@ -28,6 +28,8 @@ PURE = [
     "shared.tokenlog",
     "shared.prefix",
     "shared.page",
+    "services.tokenizer.public",
+    "services.engine.prefix",
     "services.prefix_cache.index",
     "services.prefix_cache.evict",
     "services.prefix_cache.leases",
