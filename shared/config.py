@@ -83,6 +83,9 @@ class EngineConfig(MeshConfig):
     max_running: Annotated[int, Field(ge=0, le=1024)] = 0  # sequences in one step
     kv_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0  # size of the page pool
     gpu_share: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of a GPU's memory, for weights, pages and all
+    threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
+    # Prefix caches, separated by commas: the socket of this host's, then HOST:PORT of others. The first is stored to.
+    prefix_caches: Annotated[str, Field(pattern=r"^(?:(?:/[^,]+|[^,/]+:\d{1,5})(?:,|$))*$")] = ""
 
     @field_validator("max_running")
     @classmethod
@@ -90,10 +93,6 @@ class EngineConfig(MeshConfig):
         if 0 < value < MAX_CHOICES:
             raise ValueError(f"must hold the {MAX_CHOICES} choices that one request may have")
         return value
-
-    threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
-    # Prefix caches, separated by commas: the socket of this host's, then HOST:PORT of others. The first is stored to.
-    prefix_caches: Annotated[str, Field(pattern=r"^(?:(?:/[^,]+|[^,/]+:\d{1,5})(?:,|$))*$")] = ""
 
 
 class StreamerConfig(MeshConfig):
@@ -108,9 +107,8 @@ class PrefixCacheConfig(MeshConfig):
     size_mb: Annotated[int, Field(ge=1, le=1 << 24)] = 1024  # memory for pages
     lease_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0  # what a silent engine holds is free after this
     socket: str = ""  # a Unix socket for the engines of this host, which share the memory
-    listen: Annotated[str, Field(pattern=r"^$|^.+:\d{1,5}$")] = (
-        ""  # HOST:PORT for engines of other hosts; as open as the broker
-    )
+    # HOST:PORT for the engines of other hosts. As the broker, it believes whoever reaches it.
+    listen: Annotated[str, Field(pattern=r"^$|^.+:\d{1,5}$")] = ""
 
 
 _Config = TypeVar("_Config", bound=MeshConfig)

@@ -18,7 +18,7 @@ from services.engine.plan import Device
 from services.engine.prefix import LEAST_TOKENS, Worth, labels, whole_chain
 from services.engine.prefix_source import Fetched, Fetcher, Offer, Storer
 from services.engine.sequence import Sequence
-from shared.page import Buffer
+from shared.page import Buffer, Label
 from shared.stats import Stats
 
 PORTION_BYTES = 64 << 20  # handed to the device at once: bounds what a step may have to wait for
@@ -57,16 +57,23 @@ class PrefixTier:
         size = self._pages.block_size
         sequence.hashes = whole_chain(sequence.hashes, sequence.root, sequence.tokens, size)
         usable = sequence.hashes[: (sequence.total - 1) // size]
-        here = len(self._pages.match(usable))
-        missing = len(usable) - here
-        if missing * size < LEAST_TOKENS or missing > self._pages.free:
+        here = self._pages.match(usable)
+        if (len(usable) - len(here)) * size < LEAST_TOKENS:
             return
-        wanted = labels(self._space, usable, sequence.tokens, here, size)
-        fetched = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.fetch, wanted)
+        self._pages.take(here)  # or room for what is missing would be made by forgetting what it follows
+        try:
+            await self._fetch(labels(self._space, usable, sequence.tokens, len(here), size))
+        finally:
+            self._pages.release(here)
+
+    async def _fetch(self, missing: Seq[Label]) -> None:
+        if len(missing) > self._pages.free:
+            return
+        fetched = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.fetch, missing)
         if fetched is None:
             return
         try:
-            await self._adopt(fetched, usable[here:])
+            await self._adopt(fetched, [label.hash for label in missing])
         finally:
             self._fetching.submit(self._fetcher.done, fetched)
 

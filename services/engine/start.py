@@ -42,7 +42,7 @@ def _tier(life: Life[EngineConfig], pages: Pages, device: Device, thread: Thread
     addresses = [address for address in config.prefix_caches.split(",") if address]
     if not addresses:
         return None
-    mark = space(fingerprint(Path(config.model)), device.page_kind, config.block_size)
+    mark = space(f"{fingerprint(Path(config.model))} {config.model_shape}", device.page_kind, config.block_size)
     worth = Worth(device.page_bytes, config.block_size)
     fetcher = Fetcher([Source(address, mark, device.page_bytes) for address in addresses], worth, life.stats)
     storer = Storer(Source(addresses[0], mark, device.page_bytes), life.stats)

@@ -16,7 +16,7 @@ from shared.messages import Beat
 from tests.chain import expected
 from tests.mesh.client import Answer, Client
 from tests.mesh.harness import free_port
-from tests.prefix_cache.conftest import EngineMesh
+from tests.prefix_cache.meshes import EngineMesh
 from tests.prefix_cache.proxy import Fault, Proxy
 
 _fresh = count(1)

@@ -17,7 +17,7 @@ from shared.codec import frame
 from shared.fields import pack_ids
 from shared.page import Label, head, verify
 from shared.prefix import MAX_WRITE, Find
-from tests.prefix_cache.conftest import PAGE, SLOTS, SPACE, CacheMesh
+from tests.prefix_cache.meshes import PAGE, SLOTS, SPACE, CacheMesh
 
 ROOT = Path(__file__).parents[2]
 _fresh = count(1)
