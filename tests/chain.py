@@ -65,6 +65,12 @@ class ChainDevice:
         for block, payload in zip(blocks, payloads, strict=True):
             self._slots[block] = list(unpack_ids(bytes(payload)))
 
+    def pin(self, memory: memoryview) -> None:
+        pass
+
+    def unpin(self, memory: memoryview) -> None:
+        pass
+
     def _compute(self, plan: Plan) -> list[Sampled]:
         if self._step_s:
             time.sleep(self._step_s)

@@ -1,14 +1,11 @@
 """Paged attention in plain torch, and the pages it works on."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 from services.engine.batch import Batch, Chunk
 from services.engine.spec import ModelSpec
-from shared.page import Buffer
 
 
 class LayerPages:
@@ -50,16 +47,6 @@ class Pages:
     def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
         source, target = torch.tensor(copies).unbind(1)
         self.all[:, target] = self.all[:, source]
-
-    def export(self, blocks: Sequence[int]) -> list[memoryview]:
-        """Each block's keys and values of all layers, as bytes of their own."""
-        found = self.all[:, list(blocks)].transpose(0, 1).contiguous().view(torch.uint8)
-        return [memoryview(page) for page in found.flatten(1).numpy()]
-
-    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-        shape = self.all[:, 0].shape
-        for block, payload in zip(blocks, payloads, strict=True):
-            self.all[:, block] = torch.frombuffer(payload, dtype=self.all.dtype).view(shape)
 
     def begin(self, blocks: Tensor) -> None:
         if len(blocks):

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from services.engine import batch, sample
+from services.engine import batch, ferry, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.linear import FORMS, Best
@@ -70,16 +70,21 @@ class Forward:
 
     @property
     def page_kind(self) -> str:
-        """`auto` may choose other weights in another engine: that is as good, and not the same to the last bit."""
-        return f"torch {self.pages.all.dtype} {tuple(self.pages.all[:, 0].shape)}"
+        return ferry.kind(self.pages.all)
 
     def export(self, blocks: Sequence[int]) -> list[memoryview]:
         with torch.inference_mode():
-            return self.pages.export(blocks)
+            return ferry.export(self.pages.all, blocks)
 
     def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
         with torch.inference_mode():
-            self.pages.adopt(blocks, payloads)
+            ferry.adopt(self.pages.all, blocks, payloads)
+
+    def pin(self, memory: memoryview) -> None:
+        pass  # the host's own copies need nothing
+
+    def unpin(self, memory: memoryview) -> None:
+        pass
 
     def warm_up(self) -> None:
         """Run small and large steps once, on block 0, so that the first request does not pay for it."""

@@ -118,3 +118,11 @@ class Device(Protocol):
     def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
         """Fill blocks with what `export` gave, here or elsewhere, before any plan that is started later. Copied on return."""
         ...
+
+    def pin(self, memory: memoryview) -> None:
+        """Payloads will be views of this memory: a GPU copies from it by itself once it is locked. Called from any thread."""
+        ...
+
+    def unpin(self, memory: memoryview) -> None:
+        """They will be no more."""
+        ...

@@ -81,8 +81,9 @@ class Client:
         return welcome.lease_s
 
     @property
-    def local(self) -> bool:
-        return self._memory is not None
+    def memory(self) -> memoryview | None:
+        """The cache's own, where it is on this host."""
+        return None if self._memory is None else memoryview(self._memory)
 
     def limit(self, seconds: float) -> None:
         """How long all that follows may take, until the next limit: bytes that come one by one do not extend it."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from services.engine.plan import Device
 from services.engine.prefix import Worth
 from services.engine.prefix_client import CacheDown, Client, Lease, Page
 from shared.host import usable_cores
@@ -21,10 +22,13 @@ log = logging.getLogger("headrace")
 
 
 class Source:
-    """One cache, for one thread. After trouble it is left alone for a while, each time for longer."""
+    """One cache, for one thread. After trouble it is left alone for a while, each time for longer.
 
-    def __init__(self, address: str, space: bytes, page_bytes: int) -> None:
-        self.address, self._space, self._page_bytes = address, space, page_bytes
+    `reader` is the device that will copy from the cache's memory.
+    """
+
+    def __init__(self, address: str, space: bytes, page_bytes: int, reader: Device | None) -> None:
+        self.address, self._space, self._page_bytes, self._reader = address, space, page_bytes, reader
         self._client: Client | None = None
         self._rest_s, self._until = FIRST_REST_S, 0.0
 
@@ -35,6 +39,8 @@ class Source:
         if self._client is None:
             self._client = Client(self.address, self._space, self._page_bytes, min(patience_s, CONNECT_S))
             self._rest_s = FIRST_REST_S
+            if self._reader is not None and self._client.memory is not None:
+                self._reader.pin(self._client.memory)
         self._client.limit(patience_s)
         return self._client
 
@@ -46,9 +52,12 @@ class Source:
         self.close()
 
     def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        if self._client is None:
+            return
+        if self._reader is not None and self._client.memory is not None:
+            self._reader.unpin(self._client.memory)
+        self._client.close()
+        self._client = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,7 @@ class Fetched:
 
     @property
     def current(self) -> bool:
-        return not self.offer.client.local or time.monotonic() < self.offer.lease.until
+        return self.offer.client.memory is None or time.monotonic() < self.offer.lease.until
 
 
 def _trouble(page: Page, label: Label) -> str:
@@ -83,6 +92,14 @@ class Fetcher:
     def __init__(self, sources: Sequence[Source], worth: Worth, stats: Stats) -> None:
         self._sources, self._worth, self._stats = sources, worth, stats
         self._checkers = ThreadPoolExecutor(min(CHECKERS, usable_cores()), "verify")
+
+    def connect(self) -> None:
+        """Before the first request: a GPU takes its time to lock a cache's memory."""
+        for source in self._sources:
+            try:
+                source.client(CONNECT_S)
+            except CacheDown as error:
+                self._failed(source, error)
 
     def fetch(self, labels: Sequence[Label]) -> Fetched | None:
         """The longest verified run of these pages that can be had within the time that it saves."""

@@ -121,6 +121,7 @@ class PrefixTier:
 
     async def work(self) -> None:
         """Store what is offered, until cancelled."""
+        self._fetching.submit(self._fetcher.connect)
         while True:
             chain = await self._chains.get()
             try:

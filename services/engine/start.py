@@ -44,8 +44,8 @@ def _tier(life: Life[EngineConfig], pages: Pages, device: Device, thread: Thread
         return None
     mark = space(f"{fingerprint(Path(config.model))} {config.model_shape}", device.page_kind, config.block_size)
     worth = Worth(device.page_bytes, config.block_size)
-    fetcher = Fetcher([Source(address, mark, device.page_bytes) for address in addresses], worth, life.stats)
-    storer = Storer(Source(addresses[0], mark, device.page_bytes), life.stats)
+    fetcher = Fetcher([Source(address, mark, device.page_bytes, device) for address in addresses], worth, life.stats)
+    storer = Storer(Source(addresses[0], mark, device.page_bytes, None), life.stats)
     return PrefixTier(pages, device, thread, mark, fetcher, storer, worth, life.stats)
 
 

@@ -40,22 +40,12 @@ def generate(
         live = [i for i, t in enumerate(total) if len(t) < len(prompts[i]) + count]
         live.sort(key=lambda i: ends[i] - done[i] > 1)  # rows of one token first
         rows = tuple(
-<<<<<<< HEAD
-            Row(tuple(total[i][computed[i] : ends[i]]), computed[i], tuple(tables[i][: -(-ends[i] // block_size)]), i)
-            for i in live
-=======
-            Row(tuple(total[i][done[i] : ends[i]]), done[i], tuple(tables[i][: -(-ends[i] // block_size)])) for i in live
->>>>>>> 4cc08f0 (Prefix cache: --prefix-cache for a whole mesh on one machine, a compose service, prompts that tenants may share, benches)
+            Row(tuple(total[i][done[i] : ends[i]]), done[i], tuple(tables[i][: -(-ends[i] // block_size)]), i) for i in live
         )
         whole = [(row, i) for row, i in enumerate(live) if ends[i] == len(total[i])]
         found = answers(forward, Plan(rows, tuple(draw(row, slot=i) for row, i in whole), ()))
         for i in live:
-<<<<<<< HEAD
-            computed[i] = ends[i]
-        for (_, i), answer in zip(whole, found, strict=True):
-=======
             done[i] = ends[i]
-        for (_, i), answer in zip(whole, answers, strict=True):
->>>>>>> 4cc08f0 (Prefix cache: --prefix-cache for a whole mesh on one machine, a compose service, prompts that tenants may share, benches)
+        for (_, i), answer in zip(whole, found, strict=True):
             total[i].append(answer.token)
     return [t[len(p) :] for t, p in zip(total, prompts, strict=True)]

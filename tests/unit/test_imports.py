@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("services", "shared", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
-DEVICE = {"attention", "batch", "build", "calibrate", "checkpoint", "forward", "linear", "model", "norm", "sample", "weights"}
+DEVICE = {
+    "attention",
+    "batch",
+    "build",
+    "calibrate",
+    "checkpoint",
+    "ferry",
+    "forward",
+    "linear",
+    "model",
+    "norm",
+    "sample",
+    "weights",
+}
 PURE = [
     "shared.blocks",
     "services.engine.pages",
