@@ -22,7 +22,10 @@ def kind(pages: Tensor) -> str:
 def export(pages: Tensor, blocks: Sequence[int]) -> list[memoryview]:
     """Copies, once all that was started before on the current stream has run."""
     found = pages[:, list(blocks)].transpose(0, 1).contiguous().view(torch.uint8).flatten(1)
-    return [memoryview(page) for page in found.cpu().numpy()]
+    if found.is_cuda:
+        found = torch.empty_like(found, device="cpu", pin_memory=True).copy_(found, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+    return [memoryview(page) for page in found.numpy()]
 
 
 def adopt(pages: Tensor, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:

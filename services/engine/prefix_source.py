@@ -13,11 +13,10 @@ from shared.host import usable_cores
 from shared.page import Buffer, Label, head, verify
 from shared.stats import Stats
 
-PIECE_BYTES = 16 << 20  # between two looks at the clock
 CONNECT_S = 0.25  # or less, where patience is less
 WRITE_S = 5.0
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
-CHECKERS = 4
+CHECKERS = 8
 log = logging.getLogger("headrace")
 
 
@@ -60,26 +59,22 @@ class Source:
         self._client = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Offer:
-    """What one cache has of a chain."""
+    """What one cache has of a chain, or has room for; how long its pages took so far; and whether there are no more."""
 
     source: Source
     client: Client
     lease: Lease
-
-
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """Verified payloads, in chain order from its start. Those in a cache's memory stay as they are until the lease ends."""
-
-    offer: Offer
-    payloads: list[memoryview]
-    seconds: float
+    deadline: float = 0.0
+    reading_s: float = 0.0
+    copying_s: float = 0.0
+    over: bool = False
 
     @property
     def current(self) -> bool:
-        return self.offer.client.memory is None or time.monotonic() < self.offer.lease.until
+        """Payloads in the cache's memory are still what was verified: they stay as they are until the lease ends."""
+        return self.client.memory is None or time.monotonic() < self.lease.until
 
 
 def _trouble(page: Page, label: Label) -> str:
@@ -101,19 +96,28 @@ class Fetcher:
             except CacheDown as error:
                 self._failed(source, error)
 
-    def fetch(self, labels: Sequence[Label]) -> Fetched | None:
-        """The longest verified run of these pages that can be had within the time that it saves."""
+    def find(self, labels: Sequence[Label]) -> Offer | None:
+        """The cache from which fetching these pages saves the most; it may take as long as it saves."""
         deadline = time.monotonic() + self._worth.prefill_s(len(labels))
         offer = self._best(labels, deadline)
-        if offer is None:
-            return None
+        if offer is not None:
+            offer.deadline = deadline
+        return offer
+
+    def piece(self, offer: Offer, first: int, labels: Sequence[Label]) -> list[memoryview]:
+        """The verified payloads of these pages, from the `first` of the offer on; fewer where one is bad or time is over."""
         started = time.monotonic()
-        payloads = self._read(offer, labels[: len(offer.lease.slots)], deadline)
-        fetched = Fetched(offer, payloads, time.monotonic() - started)
-        if payloads:
-            return fetched
-        self.done(fetched)
-        return None
+        if not labels or offer.over or started >= offer.deadline:
+            return []
+        try:
+            offer.client.limit(offer.deadline - started)
+            payloads = self._verified(offer, offer.client.read(offer.lease, first, len(labels)), labels)
+        except CacheDown as error:
+            self._failed(offer.source, error)
+            payloads = []
+        offer.over = len(payloads) < len(labels)
+        offer.reading_s += time.monotonic() - started
+        return payloads
 
     def _best(self, labels: Sequence[Label], deadline: float) -> Offer | None:
         """Ask the caches in turn, our host's first; the last ones only while something is missing."""
@@ -125,10 +129,10 @@ class Fetcher:
             if offer is not None and (best is None or self._gain(offer) > self._gain(best)):
                 best, offer = offer, best
             if offer is not None:
-                self._release(offer)
+                self.release(offer)
         if best is not None and self._gain(best) <= 0:
             self._stats.counters["prefix_declined"] += 1
-            self._release(best)
+            self.release(best)
             return None
         return best
 
@@ -144,22 +148,6 @@ class Fetcher:
             return None
         return Offer(source, client, lease) if lease.slots else None
 
-    def _read(self, offer: Offer, labels: Sequence[Label], deadline: float) -> list[memoryview]:
-        piece = max(1, PIECE_BYTES // offer.client.slot_bytes)
-        payloads: list[memoryview] = []
-        try:
-            while len(payloads) < len(labels) and (left := deadline - time.monotonic()) > 0:
-                offer.client.limit(left)
-                wanted = labels[len(payloads) : len(payloads) + piece]
-                pages = offer.client.read(offer.lease, len(payloads), len(wanted))
-                good = self._verified(offer, pages, wanted)
-                payloads += good
-                if len(good) < len(wanted):
-                    break
-        except CacheDown as error:
-            self._failed(offer.source, error)
-        return payloads
-
     def _verified(self, offer: Offer, pages: Sequence[Page], labels: Sequence[Label]) -> list[memoryview]:
         """The payloads before the first page that is not what it should be; the cache is told of that one."""
         why = list(self._checkers.map(_trouble, pages, labels))
@@ -171,10 +159,7 @@ class Fetcher:
         offer.client.spoiled([labels[bad].hash])
         return [payload for _, payload in pages[:bad]]
 
-    def done(self, fetched: Fetched) -> None:
-        self._release(fetched.offer)
-
-    def _release(self, offer: Offer) -> None:
+    def release(self, offer: Offer) -> None:
         try:
             offer.client.limit(CONNECT_S)
             offer.client.release(offer.lease)

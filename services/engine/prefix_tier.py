@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from services.engine.pages import Pages
 from services.engine.plan import Device
 from services.engine.prefix import LEAST_TOKENS, Worth, labels, whole_chain
-from services.engine.prefix_source import Fetched, Fetcher, Offer, Storer
+from services.engine.prefix_source import Fetcher, Offer, Storer
 from services.engine.sequence import Sequence
 from shared.page import Buffer, Label
 from shared.stats import Stats
 
-PORTION_BYTES = 64 << 20  # handed to the device at once: bounds what a step may have to wait for
+PORTION_BYTES = 64 << 20  # fetched, verified and handed to the device at once: bounds what a step may have to wait for
 MAX_CHAINS = 64  # waiting to be stored; more are not
 HAND_OVER_S = 1.0
 REMEMBERED = 4096  # chains that were stored lately
@@ -69,42 +69,53 @@ class PrefixTier:
     async def _fetch(self, missing: Seq[Label]) -> None:
         if len(missing) > self._pages.free:
             return
-        fetched = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.fetch, missing)
-        if fetched is None:
+        offer = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.find, missing)
+        if offer is None:
             return
         try:
-            await self._adopt(fetched, [label.hash for label in missing])
+            await self._bring(offer, missing[: len(offer.lease.slots)])
         finally:
-            self._fetching.submit(self._fetcher.done, fetched)
+            self._fetching.submit(self._fetcher.release, offer)
 
-    async def _adopt(self, fetched: Fetched, hashes: Seq[bytes]) -> None:
-        took, count = fetched.seconds, len(fetched.payloads)
-        for at in range(0, count, self._portion):
-            part = fetched.payloads[at : at + self._portion]
-            if len(part) > self._pages.free:
-                return
-            took += await self._place(fetched, part, hashes[at : at + len(part)])
-        self._stats.counters["prefix_fetched_tokens"] += count * self._pages.block_size
-        self._stats.observe("prefix_fetch", took)
-        self.worth.fetch(fetched.offer.source.address).note(count * self._device.page_bytes, took)
+    async def _bring(self, offer: Offer, labels: Seq[Label]) -> None:
+        """Piece by piece: the next one is read and verified while the device copies the last one."""
+        here = 0
+        coming = self._piece(offer, labels, here)
+        while payloads := await coming:
+            coming = self._piece(offer, labels, here + len(payloads))
+            if not await self._place(offer, payloads, labels[here:]):
+                break
+            here += len(payloads)
+        self._stats.counters["prefix_fetched_tokens"] += here * self._pages.block_size
+        if here:
+            took = offer.reading_s + offer.copying_s
+            self._stats.observe("prefix_fetch", took)
+            self.worth.fetch(offer.source.address).note(here * self._device.page_bytes, took)
 
-    async def _place(self, fetched: Fetched, payloads: Seq[memoryview], hashes: Seq[bytes]) -> float:
+    def _piece(self, offer: Offer, labels: Seq[Label], first: int) -> "asyncio.Future[list[memoryview]]":
+        part = labels[first : first + self._portion]
+        return asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.piece, offer, first, part)
+
+    async def _place(self, offer: Offer, payloads: Seq[memoryview], labels: Seq[Label]) -> bool:
         """Nobody else has these blocks while the device fills them. Then they are free, but known, and last to be taken."""
+        if len(payloads) > self._pages.free:
+            return False
         blocks = [self._pages.allocate() for _ in payloads]
 
-        def adopt() -> float:
+        def adopt() -> None:
             started = time.monotonic()
             self._device.adopt(blocks, payloads)
-            return time.monotonic() - started
+            offer.copying_s += time.monotonic() - started
 
         try:
-            took = await asyncio.get_running_loop().run_in_executor(self._device_thread, adopt)
-            if fetched.current:  # else what was verified may have been something else by the time it was copied
-                for block, hash in zip(blocks, hashes, strict=True):
-                    self._pages.publish(block, hash)
+            await asyncio.get_running_loop().run_in_executor(self._device_thread, adopt)
+            good = offer.current  # else what was verified may have been something else by the time it was copied
+            if good:
+                for block, label in zip(blocks, labels, strict=False):
+                    self._pages.publish(block, label.hash)
         finally:
             self._pages.release(blocks)
-        return took
+        return good
 
     # -- storing ---------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """What the shared prefix cache saves: time to the first token of a prompt, cold, warm in the engine, warm in the cache only.
 
     python -m tests.bench.prefix_ttft [--tokens 1500] [--repeat 5] [--tcp] [--dtype auto]
+    python -m tests.bench.prefix_ttft --shape llama-3.1-8b --dtype bfloat16 --tokens 2048 8192 --size-mb 16384 --link 54
 
-One engine with room for little more than one prompt: another prompt in between makes it forget. One client, medians.
+One engine with room for little more than one prompt: another prompt in between makes it forget. One client, medians. With
+--link (GB/s from the host to the device) the floor of a fetch: its bytes at that speed.
 """
 
 import argparse
@@ -51,23 +53,45 @@ async def rounds(mesh: EngineMesh, tokens: int, repeat: int) -> dict[str, list[f
     return {case: times[1:] for case, times in took.items()}  # the first round warms everything up
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, default=1500)
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tcp", action="store_true", help="as from another host, over the loopback")
-    given = parser.parse_args()
-    room = str(given.tokens + given.tokens // 8)
-    env = {"HEADRACE_DTYPE": given.dtype, "HEADRACE_MAX_CONTEXT": room, "HEADRACE_ENGINE_KV_TOKENS": room}
-    env["HEADRACE_ENGINE_TOKEN_BUDGET"] = "512"
+async def measure(given: argparse.Namespace, tokens: int) -> dict[str, object]:
+    room = str(tokens + max(64, tokens // 8))
+    env = {"HEADRACE_DTYPE": given.dtype, "HEADRACE_MODEL_SHAPE": given.shape}
+    env |= {"HEADRACE_MAX_CONTEXT": room, "HEADRACE_ENGINE_KV_TOKENS": room}
+    if not given.shape:
+        env["HEADRACE_ENGINE_TOKEN_BUDGET"] = "512"
     port = free_port() if given.tcp else 0
     caches = f"127.0.0.1:{port}" if given.tcp else ""
-    async with EngineMesh(1, size_mb=2048, caches=caches, port=port, chain=False, env=env) as mesh:
-        took = await rounds(mesh, given.tokens, given.repeat)
+    async with EngineMesh(1, size_mb=given.size_mb, caches=caches, port=port, chain=False, env=env) as mesh:
+        took = await rounds(mesh, tokens, given.repeat)
+        await asyncio.sleep(1.2)  # a heartbeat
+        beats = await mesh.bus.members()
     medians = {case: round(statistics.median(times), 1) for case, times in took.items()}
-    row = {"tokens": given.tokens, "ttft_ms": medians, "cache / cold": round(medians["cache"] / medians["cold"], 3)}
-    sys.stdout.write(json.dumps(row | {"all": {case: [round(t, 1) for t in times] for case, times in took.items()}}) + "\n")
+    row: dict[str, object] = {
+        "tokens": tokens,
+        "ttft_ms": medians,
+        "cache / cold": round(medians["cache"] / medians["cold"], 3),
+    }
+    if given.link:
+        slots = {beat.stage: beat.gauges for beat in beats}["prefix_cache"]
+        page = given.size_mb * (1 << 20) // slots["slots"]
+        row["floor ms"] = round(1000 * (tokens // 16) * page / (1e9 * given.link), 2)
+    fetches = [beat.histograms["prefix_fetch"] for beat in beats if "prefix_fetch" in beat.histograms]
+    row["fetch ms"] = round(1000 * sum(each.total for each in fetches) / sum(sum(each.counts) for each in fetches), 1)
+    return row | {"all": {case: [round(t, 1) for t in times] for case, times in took.items()}}
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1500])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--shape", default="", help="random weights of a shape, on a GPU")
+    parser.add_argument("--size-mb", type=int, default=2048)
+    parser.add_argument("--link", type=float, default=0.0)
+    parser.add_argument("--tcp", action="store_true", help="as from another host, over the loopback")
+    given = parser.parse_args()
+    for tokens in given.tokens:
+        sys.stdout.write(json.dumps(await measure(given, tokens)) + "\n")
 
 
 if __name__ == "__main__":
