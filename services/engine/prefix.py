@@ -10,21 +10,25 @@ from shared.page import Label
 LEAN = 0.3  # how far one measurement moves an average
 LEAST_TOKENS = 64  # a measurement of less tells little, and fetching less gains little
 LATENCY_S = 0.002  # of asking, beside the bytes
-UNKNOWN_S = 1.0  # patience while no prefill has been seen yet
-LONGEST_S = 2.0
-FIRST_BYTES_PER_S = 1e9  # until measured
+LONGEST_S = 2.0  # that a fetch may take, however long the prefill
+MEMORY, NETWORK = 4e9, 1e9  # bytes/s, until measured
+FORGET = 0.05  # how far an estimate goes back to the guess each time it decides against fetching
 
 
 class Rate:
-    """Units per second, leaning to what was seen last. 0 is unknown."""
+    """Units per second: a guess, if there is one, then an average that leans to what was seen last. 0 is unknown."""
 
     def __init__(self, guess: float = 0.0) -> None:
-        self.value = guess
+        self._guess = self.value = guess
 
     def note(self, units: float, seconds: float) -> None:
         if seconds > 0:
             seen = units / seconds
             self.value = seen if not self.value else self.value + LEAN * (seen - self.value)
+
+    def doubt(self) -> None:
+        """Not used, so not measured: it may have become better meanwhile."""
+        self.value += FORGET * (self._guess - self.value)
 
 
 class Worth:
@@ -36,13 +40,12 @@ class Worth:
         self._fetch: dict[str, Rate] = {}  # bytes, by the cache's address
 
     def fetch(self, address: str) -> Rate:
-        return self._fetch.setdefault(address, Rate(FIRST_BYTES_PER_S))
+        return self._fetch.setdefault(address, Rate(MEMORY if address.startswith("/") else NETWORK))
 
     def prefill_s(self, pages: int) -> float:
-        """Predicted; LONGEST_S at most, and UNKNOWN_S before anything is known."""
-        if not self.prefill.value:
-            return UNKNOWN_S
-        return min(pages * self._block_size / self.prefill.value, LONGEST_S)
+        """Predicted; LONGEST_S at most, and as long as no prefill has been seen."""
+        tokens, rate = pages * self._block_size, self.prefill.value
+        return min(tokens / rate, LONGEST_S) if rate else LONGEST_S
 
     def gain_s(self, address: str, pages: int) -> float:
         """What fetching so many pages from that cache saves; negative where prefill is faster."""

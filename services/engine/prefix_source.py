@@ -13,7 +13,7 @@ from shared.host import usable_cores
 from shared.page import Buffer, Label, head, verify
 from shared.stats import Stats
 
-CONNECT_S = 0.25  # or less, where patience is less
+CONNECT_S = 0.5  # or less, where patience is less
 WRITE_S = 5.0
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 CHECKERS = 8
@@ -132,6 +132,7 @@ class Fetcher:
                 self.release(offer)
         if best is not None and self._gain(best) <= 0:
             self._stats.counters["prefix_declined"] += 1
+            self._worth.fetch(best.source.address).doubt()
             self.release(best)
             return None
         return best

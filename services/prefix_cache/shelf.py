@@ -26,25 +26,24 @@ class Shelf:
     def __init__(self, arena: Arena, lease_s: float, stats: Stats) -> None:
         self.arena, self.stats, self._lease_s = arena, stats, lease_s
         self.open: set[Conversation] = set()  # connections
-        self.slot_bytes = 0  # known once the first engine has said how large its pages are
-        self._divide(slot_bytes(1))
+        self._divide(0)  # until the first engine has said how large its pages are
         stats.gauges["pages"] = lambda: self.index.pages
         stats.gauges["slots"] = lambda: self.index.slots
         stats.gauges["used_bytes"] = lambda: (self.index.slots - self.index.free) * self.slot_bytes
         stats.gauges["engines"] = lambda: len(self.open)
 
     def _divide(self, slot: int) -> None:
-        if slot != self.slot_bytes:
-            self.slot_bytes = slot
-            self.index = Index(self.arena.size // slot, worth)
-            self.leases = Leases(self.index, self._lease_s)
+        self.slot_bytes = slot
+        self.index = Index(self.arena.size // slot if slot else 0, worth)
+        self.leases = Leases(self.index, self._lease_s)
 
     def enter(self, page_bytes: int) -> Holder:
         """Divide the arena for pages of this size, unless others use it otherwise. Raises Full."""
         slot = slot_bytes(page_bytes)
-        if slot != self.slot_bytes and self.leases.holders:
-            raise Full(f"the engines here have slots of {self.slot_bytes} bytes; yours would have {slot}")
-        self._divide(slot)
+        if slot != self.slot_bytes:
+            if self.leases.holders:
+                raise Full(f"the engines here have slots of {self.slot_bytes} bytes; yours would have {slot}")
+            self._divide(slot)
         if not self.index.slots:
             raise Full(f"not one page of {page_bytes} bytes fits into {self.arena.size}")
         return self.leases.join()

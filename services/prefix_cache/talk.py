@@ -27,6 +27,7 @@ HELLO_S = 5.0
 MAX_CONVERSATIONS = 256
 STALL_S = 5.0  # an engine that takes nothing for this long is cut off
 CHUNK = 1 << 20
+AHEAD = 4 << 20  # bytes of pages that wait for the network, of one engine
 log = logging.getLogger("headrace")
 
 
@@ -76,6 +77,7 @@ class Conversation:
         """Over a Unix socket the arena's descriptor rides on the message."""
         ours = self._writer.get_extra_info("socket")
         if ours.family != socket.AF_UNIX:
+            self._writer.transport.set_write_buffer_limits(AHEAD)
             self._writer.write(frame(item))
             return
         with socket.fromfd(ours.fileno(), ours.family, ours.type) as own:

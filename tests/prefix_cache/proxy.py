@@ -45,8 +45,13 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 engine, _ = self._door.accept()
-                cache = socket.create_connection(self._target)
-                self._ends += [engine, cache]
+                self._ends.append(engine)
+                try:
+                    cache = socket.create_connection(self._target)
+                except OSError:  # it is still starting
+                    engine.shutdown(socket.SHUT_RDWR)
+                    continue
+                self._ends.append(cache)
                 threading.Thread(target=self._pass, args=(engine, cache, False), daemon=True).start()
                 threading.Thread(target=self._pass, args=(cache, engine, True), daemon=True).start()
 
