@@ -10,7 +10,7 @@ import stat
 
 from services.prefix_cache.arena import Arena
 from services.prefix_cache.shelf import Shelf
-from services.prefix_cache.talk import Conversation
+from services.prefix_cache.talk import AHEAD, Conversation
 from shared.config import ConfigError, PrefixCacheConfig
 from shared.run import Life
 
@@ -52,7 +52,7 @@ async def _listen(config: PrefixCacheConfig, shelf: Shelf) -> list[asyncio.Serve
             os.chmod(config.socket, stat.S_IRUSR | stat.S_IWUSR)
         if config.listen:
             host, _, port = config.listen.rpartition(":")
-            servers.append(await asyncio.start_server(converse, host.strip("[]"), int(port)))
+            servers.append(await asyncio.start_server(converse, host.strip("[]"), int(port), limit=AHEAD))
     except (OSError, OverflowError) as error:
         raise ConfigError(f"HEADRACE_PREFIX_CACHE_SOCKET={config.socket} _LISTEN={config.listen}: {error}") from error
     return servers

@@ -27,7 +27,7 @@ HELLO_S = 5.0
 MAX_CONVERSATIONS = 256
 STALL_S = 5.0  # an engine that takes nothing for this long is cut off
 CHUNK = 1 << 20
-AHEAD = 4 << 20  # bytes of pages that wait for the network, of one engine
+AHEAD = 4 << 20  # bytes of pages that wait between here and the network, for one engine
 log = logging.getLogger("headrace")
 
 
