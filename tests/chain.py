@@ -14,7 +14,8 @@ from functools import partial
 from services.engine.plan import PENDING, Limits, Plan, Sampled
 from services.engine.start import main
 from shared.config import EngineConfig
-from shared.fields import pack_ids
+from shared.fields import pack_ids, unpack_ids
+from shared.page import Buffer
 from shared.run import run
 
 FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens
@@ -44,10 +45,12 @@ class ChainDevice:
     """
 
     blocks = BLOCKS
+    page_kind = "chain"
 
     def __init__(self, block_size: int, step_s: float, limits: Limits) -> None:
         self.limits = limits
         self._size, self._step_s = block_size, step_s
+        self.page_bytes = len(pack_ids([0] * block_size))
         self._slots: dict[int, list[int]] = {}
         self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
         self._answers: deque[list[Sampled]] = deque()
@@ -56,6 +59,19 @@ class ChainDevice:
         if plan.rows:
             self._answers.append(self._compute(plan))
         return self._answers.popleft() if len(self._answers) > 1 or not plan.rows else None
+
+    def export(self, blocks: Sequence[int]) -> list[bytes]:
+        return [pack_ids(self._slots[block]) for block in blocks]
+
+    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        for block, payload in zip(blocks, payloads, strict=True):
+            self._slots[block] = list(unpack_ids(bytes(payload)))
+
+    def pin(self, memory: memoryview) -> None:
+        pass
+
+    def unpin(self, memory: memoryview) -> None:
+        pass
 
     def _compute(self, plan: Plan) -> list[Sampled]:
         if self._step_s:

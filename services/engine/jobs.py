@@ -5,6 +5,7 @@ import time
 
 from services.engine.job import Job
 from services.engine.plan import Plan, Sampled
+from services.engine.prefix_tier import PrefixTier
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
@@ -15,8 +16,8 @@ from shared.stats import Stats
 class Jobs:
     """Open jobs by request. `freed` is set whenever one has left."""
 
-    def __init__(self, scheduler: Scheduler, publisher: Publisher, stats: Stats) -> None:
-        self._scheduler, self._publisher, self._stats = scheduler, publisher, stats
+    def __init__(self, scheduler: Scheduler, publisher: Publisher, stats: Stats, tier: PrefixTier | None) -> None:
+        self._scheduler, self._publisher, self._stats, self._tier = scheduler, publisher, stats, tier
         self.open: dict[str, Job] = {}
         self.freed = asyncio.Event()
 
@@ -50,7 +51,8 @@ class Jobs:
             if sequence.broken:
                 self.fail(job, "engine_crash", "the model gave no usable logits for this request")
                 continue
-            job.first_token_at = job.first_token_at or now
+            if not job.first_token_at:
+                self._began(job, sequence, now)
             fresh = job.fresh.get(sequence.choice)
             if fresh is None:
                 job.fresh[sequence.choice] = [sampled]
@@ -58,7 +60,20 @@ class Jobs:
             else:
                 fresh.append(sampled)
             if sequence.done:
+                self._keep(sequence)
                 self.end(job, sequence.choice, sequence.finish or "cancelled", now)
+
+    def _began(self, job: Job, sequence: Sequence, now: float) -> None:
+        """A job's first token: its prompt is computed, and if a part of it was found, others have a use for it too."""
+        job.first_token_at = now
+        if self._tier is not None:
+            self._tier.worth.note_prefill(job.prompt_tokens - job.cached_tokens, now - job.started_at)
+        if job.cached_tokens:
+            self._keep(sequence)
+
+    def _keep(self, sequence: Sequence) -> None:
+        if self._tier is not None:
+            self._tier.offer(sequence)
 
     def end(self, job: Job, choice: int, reason: FinishReason, now: float) -> None:
         """One choice is complete, and perhaps the whole job."""

@@ -3,10 +3,12 @@
 Rows, draws and their answers are made anew for every sequence in every step, so they are tuples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from shared.messages import Logprob, Sampling
+from shared.page import Buffer
 
 PENDING = -1  # a token that is drawn but not told yet: the device has it
 
@@ -91,10 +93,36 @@ class Device(Protocol):
     blocks: int
     limits: Limits
 
+    @property
+    def page_bytes(self) -> int:
+        """Keys and values of one block."""
+        ...
+
+    @property
+    def page_kind(self) -> str:
+        """What shapes these bytes, beside the model and the block size."""
+        ...
+
     def run(self, plan: Plan) -> list[Sampled] | None:
         """Start a plan. Returns the answers, one per draw in order, to the oldest plan that has none yet.
 
         A device that works ahead returns None while it may be given one more plan before those answers are needed; a plan
         without rows starts nothing and always waits for the oldest answers.
         """
+        ...
+
+    def export(self, blocks: Sequence[int]) -> Sequence[Buffer]:
+        """Copies of full blocks, `page_bytes` each, as they are after all plans that were started before."""
+        ...
+
+    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
+        """Fill blocks with what `export` gave, here or elsewhere, before any plan that is started later. Copied on return."""
+        ...
+
+    def pin(self, memory: memoryview) -> None:
+        """Payloads will be views of this memory: a GPU copies from it by itself once it is locked. Called from any thread."""
+        ...
+
+    def unpin(self, memory: memoryview) -> None:
+        """They will be no more."""
         ...

@@ -16,8 +16,10 @@ from services.engine.catch_up import catch_up
 from services.engine.job import Job
 from services.engine.jobs import Jobs
 from services.engine.plan import Device
+from services.engine.prefix_tier import PrefixTier
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
+from services.engine.sequence import Sequence
 from shared.bus import START, Bus, BusDown
 from shared.config import EngineConfig
 from shared.messages import Cancel, ErrorCode, Message, Work
@@ -34,31 +36,46 @@ log = logging.getLogger("headrace")
 
 
 class Engine:
-    def __init__(self, life: Life[EngineConfig], scheduler: Scheduler, device: Device, thread: ThreadPoolExecutor) -> None:
-        self.life, self.scheduler, self.device, self.thread = life, scheduler, device, thread
+    def __init__(
+        self,
+        life: Life[EngineConfig],
+        scheduler: Scheduler,
+        device: Device,
+        thread: ThreadPoolExecutor,
+        tier: PrefixTier | None,
+    ) -> None:
+        self.life, self.scheduler, self.device, self.thread, self.tier = life, scheduler, device, thread, tier
         self.bus: Bus = life.bus
         self.cancels = Cancels()
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
-        self.jobs = Jobs(scheduler, self.publisher, life.stats)
+        self.jobs = Jobs(scheduler, self.publisher, life.stats, tier)
+        self.loading: dict[asyncio.Task[None], int] = {}  # how many sequences each will bring
         self.news = asyncio.Event()
         life.on_new_broker = self._forget_cancels
 
     async def serve(self) -> None:
         """Run until told to stop, then hand what is unfinished to whoever comes next."""
-        publishing = asyncio.create_task(self.publisher.work())
+        background = [asyncio.create_task(self.publisher.work())]
+        if self.tier is not None:
+            background.append(asyncio.create_task(self.tier.work()))
         async with asyncio.TaskGroup() as tasks:
-            for task in (self.intake(), self.steps(), self.leases(), self.control(), self._wake_at_end()):
-                tasks.create_task(task)
-            publishing.add_done_callback(self._publisher_ended)
+            for work in (self.intake(), self.steps(), self.leases(), self.control(), self._wake_at_end()):
+                tasks.create_task(work)
+            for task in background:
+                task.add_done_callback(self._background_ended)
+        await asyncio.gather(*self.loading)
         await self._hand_on()  # what intake was still being given
-        publishing.cancel()
+        for task in background:
+            task.cancel()
         await self.group.close()
+        if self.tier is not None:
+            self.tier.close()
         self.thread.shutdown()
 
-    def _publisher_ended(self, task: "asyncio.Task[None]") -> None:
+    def _background_ended(self, task: "asyncio.Task[None]") -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.life.fail(f"cannot publish: {error}")
+            self.life.fail(f"cannot publish, store or load: {error}")
             self.life.stop()
 
     async def _wake_at_end(self) -> None:
@@ -87,7 +104,7 @@ class Engine:
 
     async def intake(self) -> None:
         while not self.life.stopping.is_set():
-            room = self.scheduler.max_running - self.scheduler.open
+            room = self.scheduler.max_running - self.scheduler.open - sum(self.loading.values())
             if room <= 0:
                 self.jobs.freed.clear()
                 await self.jobs.freed.wait()
@@ -123,10 +140,10 @@ class Engine:
             self.jobs.fail(job, *refusal)
         elif not job.work.resume:
             self.publisher.put(job.work.partition, job.claim())
-            self._schedule(job)
+            self._enter(job)
         elif await catch_up(self.bus, job):
             self.life.stats.counters["takeovers"] += 1
-            self._schedule(job)
+            self._enter(job)
         else:
             self.publisher.ack(job.entry)
 
@@ -139,11 +156,31 @@ class Engine:
             return "engine_crash", f"{MAX_TRIES} engines were lost while they served this request"
         return None
 
-    def _schedule(self, job: Job) -> None:
+    def _enter(self, job: Job) -> None:
         self.jobs.open[job.work.request] = job
         for choice, reason in job.complete().items():
             self.jobs.end(job, choice, reason, time.monotonic())
-        for sequence in job.sequences():
+        if self.tier is None:
+            return self._schedule(job, job.sequences())
+        task = asyncio.create_task(self._load(job, self.tier))
+        self.loading[task] = job.work.sampling.n
+        task.add_done_callback(self._loaded)
+
+    async def _load(self, job: Job, tier: PrefixTier) -> None:
+        """Bring what is worth bringing while others go on, unless the job is cancelled or lost meanwhile."""
+        sequences = job.sequences()
+        for sequence in sequences:
+            await tier.load(sequence)
+        if self.jobs.open.get(job.work.request) is job and not self.life.stopping.is_set():
+            self._schedule(job, sequences)
+
+    def _loaded(self, task: "asyncio.Task[None]") -> None:
+        del self.loading[task]
+        self.jobs.freed.set()
+        self._background_ended(task)
+
+    def _schedule(self, job: Job, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
             self.scheduler.add(sequence)
         for choice in range(job.work.sampling.n):
             if self.cancels.covers(job.work.request, job.work.generation, choice):
@@ -189,6 +226,8 @@ class Engine:
     async def _hand_on(self) -> None:
         """Draining: running requests go on elsewhere at once, instead of making a rollout wait for them."""
         await self.publisher.flushed()
+        if self.tier is not None:
+            await self.tier.hand_over(self.scheduler.running)
         jobs = list(self.jobs.open.values())
         for job in jobs:
             self.jobs.drop(job)

@@ -6,13 +6,18 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from services.engine.pages import Pages
 from services.engine.plan import Device
+from services.engine.prefix import Worth, space
+from services.engine.prefix_source import Fetcher, Source, Storer
+from services.engine.prefix_tier import PrefixTier
 from services.engine.schedule import Scheduler
 from services.engine.service import Engine
 from shared.config import ConfigError, EngineConfig
 from shared.run import Life
+from shared.vocab import fingerprint
 
 SWITCH_S = 0.0005  # the device's thread must not wait while the loop publishes: Python's own 5 ms are a step of a small model
 
@@ -35,7 +40,20 @@ async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device]
     gauges["free_blocks"] = lambda: scheduler.pages.free
     gauges["blocks"] = lambda: scheduler.pages.blocks
     life.mark_ready(f"{device.blocks * config.block_size} tokens of KV in {device.blocks} blocks")
-    await Engine(life, scheduler, device, thread).serve()
+    await Engine(life, scheduler, device, thread, _tier(life, scheduler.pages, device, thread)).serve()
+
+
+def _tier(life: Life[EngineConfig], pages: Pages, device: Device, thread: ThreadPoolExecutor) -> PrefixTier | None:
+    """The shared prefix cache, where one is configured."""
+    config = life.config
+    addresses = [address for address in config.prefix_caches.split(",") if address]
+    if not addresses:
+        return None
+    mark = space(f"{fingerprint(Path(config.model))} {config.model_shape}", device.page_kind, config.block_size)
+    worth = Worth(device.page_bytes, config.block_size)
+    fetcher = Fetcher([Source(address, mark, device.page_bytes, device) for address in addresses], worth, life.stats)
+    storer = Storer(Source(addresses[0], mark, device.page_bytes, None), life.stats)
+    return PrefixTier(pages, device, thread, mark, fetcher, storer, worth, life.stats)
 
 
 def _scheduler(config: EngineConfig, device: Device) -> Scheduler:

@@ -67,6 +67,7 @@ class Mesh(Collector):
                 "requests": self._sum("tokenizer", "requests"),
                 "output_tokens": self._sum("engine", "output_tokens"),
                 "cached_tokens": self._sum("engine", "cached_tokens"),
+                "prefix_fetched_tokens": self._sum("engine", "prefix_fetched_tokens"),
             },
         }
 

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from time import perf_counter
 
+from services.tokenizer.public import PublicPrefixes, part_public
 from services.tokenizer.template import BadChat, ChatTemplate
-from shared.blocks import chain, root
+from shared.blocks import root
 from shared.fields import pack_ids, unpack_ids
 from shared.messages import ErrorCode, Fail, Submit, Work
 from shared.vocab import Vocab
+
+EVERYBODY = ""  # no tenant has this name
 
 
 class Refusal(ValueError):
@@ -17,9 +20,16 @@ class Refusal(ValueError):
 
 
 class Encoder:
-    def __init__(self, vocab: Vocab, context: int, dtype: str, block_size: int) -> None:
+    """`public` are texts that tenants may share: see services.tokenizer.public."""
+
+    def __init__(self, vocab: Vocab, context: int, dtype: str, block_size: int, public: Sequence[str] = ()) -> None:
         self._vocab, self._context, self._dtype, self._block_size = vocab, context, dtype, block_size
         self._template = ChatTemplate(vocab)
+        self._public = PublicPrefixes(public, self._template, self._packed)
+
+    @property
+    def detail(self) -> str:
+        return f"{self._vocab.size} tokens, context {self._context}"
 
     def encode(self, submits: Sequence[Submit], now_ms: int) -> list[Work | Fail]:
         """One answer per request, in order. A bad request is refused alone."""
@@ -72,7 +82,7 @@ class Encoder:
         room = self._context - len(ids)
         self._check(submit, ids, room)
         packed = pack_ids(ids)
-        start = root(self._vocab.fingerprint, self._dtype, self._block_size, submit.tenant)
+        start = self._root(submit.tenant)
         stops = () if submit.sampling.ignore_eos else self._vocab.stop_ids
         stop_ids = tuple(dict.fromkeys((*submit.sampling.stop_ids, *stops)))
         return Work(
@@ -85,13 +95,23 @@ class Encoder:
             ends=submit.ends,
             prompt=packed,
             root=start,
-            blocks=b"".join(chain(start, packed, self._block_size)),
+            blocks=b"".join(self._chain(start, packed)),
             sampling=submit.sampling.model_copy(update={"stop_ids": stop_ids}),
             max_tokens=submit.max_tokens or room,
             deadline_ms=submit.deadline_ms,
             tokenize_ms=took_ms,
             resume=submit.generation > 0,
         )
+
+    def _root(self, tenant: str) -> bytes:
+        return root(self._vocab.fingerprint, self._dtype, self._block_size, tenant)
+
+    def _chain(self, start: bytes, packed: bytes) -> list[bytes]:
+        public = self._public.blocks(packed, self._block_size)
+        return part_public(self._root(EVERYBODY), start, packed, self._block_size, public)
+
+    def _packed(self, text: str, add_special_tokens: bool) -> bytes:
+        return pack_ids(self._vocab.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _check(self, submit: Submit, ids: list[int], room: int) -> None:
         if not ids:

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import time
+from pathlib import Path
 
 from services.tokenizer.encode import Encoder
+from services.tokenizer.public import BadPrefixes, read
 from shared.bus import BusDown
 from shared.config import ConfigError, TokenizerConfig
 from shared.messages import Fail, Message, Step, Submit, Work
@@ -23,15 +25,9 @@ log = logging.getLogger("headrace")
 async def main(life: Life[TokenizerConfig]) -> None:
     config = life.config
     life.detail = "reading the vocabulary"
-    vocab = await asyncio.to_thread(load_vocab, config.model)
-    longest = context_of(config.model_shape) if config.model_shape else vocab.context
-    context = min(config.max_context or longest, longest)
-    try:
-        encoder = Encoder(vocab, context, config.dtype, config.block_size)
-    except ValueError as error:
-        raise ConfigError(f"{config.model}: {error}") from error
+    encoder = await asyncio.to_thread(_encoder, config)
     group = Group(life.bus, life.bus.names.submit, "tokenizers", config.id)
-    life.mark_ready(f"{vocab.size} tokens, context {context}")
+    life.mark_ready(encoder.detail)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_take(life, group, encoder))
         tasks.create_task(_take_over(life, group, encoder))
@@ -54,6 +50,20 @@ async def _take_over(life: Life[TokenizerConfig], group: Group, encoder: Encoder
             await asyncio.wait_for(life.stopping.wait(), SWEEP_EVERY_S)
         with contextlib.suppress(BusDown):
             await _serve(life, group, encoder, await group.stale(life.config.batch))
+
+
+def _encoder(config: TokenizerConfig) -> Encoder:
+    """Raises ConfigError with what to do."""
+    vocab = load_vocab(config.model)
+    longest = context_of(config.model_shape) if config.model_shape else vocab.context
+    context = min(config.max_context or longest, longest)
+    try:
+        public = read(Path(config.public_prefixes).read_text()) if config.public_prefixes else []
+        return Encoder(vocab, context, config.dtype, config.block_size, public)
+    except (OSError, BadPrefixes) as error:
+        raise ConfigError(f"HEADRACE_TOKENIZER_PUBLIC_PREFIXES={config.public_prefixes}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{config.model}: {error}") from error
 
 
 async def _serve(life: Life[TokenizerConfig], group: Group, encoder: Encoder, arrived: list[Delivery]) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import signal
+import tempfile
 import time
 
 from rich.console import Console
@@ -36,13 +37,14 @@ async def serve(options: Options, console: Console) -> int:
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     broker = None if options.redis_url else Broker()
     try:
-        return await _run(options, console, broker, stopping)
+        with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+            return await _run(options, console, broker, stopping, folder)
     finally:
         if broker is not None:
             broker.remove()
 
 
-async def _run(options: Options, console: Console, broker: Broker | None, stopping: asyncio.Event) -> int:
+async def _run(options: Options, console: Console, broker: Broker | None, stopping: asyncio.Event, folder: str) -> int:
     url = broker.url if broker else options.redis_url
     config = MeshConfig(
         id="up",
@@ -66,7 +68,7 @@ async def _run(options: Options, console: Console, broker: Broker | None, stoppi
             await bus.incarnation()
         except BusDown as error:
             raise ConfigError(f"no broker answers at {url}: {error}; start one, or unset REDIS_URL to have your own") from error
-        for child in _stages(options, url):
+        for child in _stages(options, url, folder):
             keep(child)
         return await _until_stopped(options, console, bus, keeping, stopping)
     except BusDown as error:
@@ -78,7 +80,7 @@ async def _run(options: Options, console: Console, broker: Broker | None, stoppi
         await bus.close()
 
 
-def _stages(options: Options, url: str) -> list[Child]:
+def _stages(options: Options, url: str, folder: str) -> list[Child]:
     env = {
         "HEADRACE_REDIS_URL": url,
         "HEADRACE_MODEL": options.model,
@@ -89,6 +91,10 @@ def _stages(options: Options, url: str) -> list[Child]:
         "HEADRACE_STREAMER_PORT": str(options.port),
         "HEADRACE_LOG": "info" if options.verbose else "warning",
     }
+    if options.prefix_cache_mb:
+        socket = f"{folder}/prefix.sock"
+        env |= {"HEADRACE_PREFIX_CACHE_SOCKET": socket, "HEADRACE_ENGINE_PREFIX_CACHES": socket}
+        env["HEADRACE_PREFIX_CACHE_SIZE_MB"] = str(options.prefix_cache_mb)
     # The engine first: it takes longest.
     order = sorted(options.counts.items(), key=lambda item: item[0] != "engine")
     return [stage_child(stage, number, env) for stage, count in order for number in range(count)]

@@ -21,6 +21,7 @@ class Options:
     redis_url: str  # empty: start a broker of our own
     ask: str
     verbose: bool
+    prefix_cache_mb: int  # 0: none
 
 
 def parse(arguments: list[str] | None = None) -> Options:
@@ -33,10 +34,18 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--model-shape", choices=SHAPES, default="", help="random weights of this shape, to measure a GPU")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--ask", default="", metavar="QUESTION", help="print a streamed answer and exit")
+    parser.add_argument(
+        "--prefix-cache",
+        type=_megabytes,
+        default=0,
+        metavar="SIZE",
+        help="memory that engines share for prompts, as 512M or 8G",
+    )
     parser.add_argument("--verbose", action="store_true", help="show what every process logs")
     given = parser.parse_args(arguments)
     return Options(
-        counts={"tokenizer": given.tokenizers, "engine": given.engines, "streamer": given.streamers},
+        counts={"tokenizer": given.tokenizers, "engine": given.engines, "streamer": given.streamers}
+        | ({"prefix_cache": 1} if given.prefix_cache else {}),
         host=given.host,
         port=_free_port(given.host) if given.ask else given.port,
         model=str(Path(given.model).resolve()) if given.model else bundled_model(),
@@ -45,6 +54,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         redis_url=os.environ.get("REDIS_URL", ""),
         ask=given.ask,
         verbose=given.verbose,
+        prefix_cache_mb=given.prefix_cache,
     )
 
 
@@ -53,6 +63,16 @@ def _count(text: str) -> int:
     if not 1 <= value <= 64:
         raise argparse.ArgumentTypeError("must be from 1 to 64")
     return value
+
+
+def _megabytes(text: str) -> int:
+    """512M or 8G; 0 is none."""
+    number, unit = text[:-1], text[-1:].upper()
+    if text == "0":
+        return 0
+    if unit not in ("M", "G") or not number.isdecimal():
+        raise argparse.ArgumentTypeError("must be a whole number with M or G, or 0")
+    return int(number) * (1024 if unit == "G" else 1)
 
 
 def _free_port(host: str) -> int:

@@ -18,9 +18,9 @@ from tests.mesh.harness import RunningMesh
 TROUBLE = ("takeovers", "leases_lost", "restores", "preemptions", "steps")
 
 
-async def bench(url: str, *arguments: str) -> dict[str, Any]:
+async def bench(url: str, *arguments: str, kind: str = "closed") -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
-        command = [sys.executable, "-m", "services.bench", "closed", "--url", f"{url}/v1", "--json", out.name, *arguments]
+        command = [sys.executable, "-m", "services.bench", kind, "--url", f"{url}/v1", "--json", out.name, *arguments]
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
         )

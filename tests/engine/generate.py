@@ -28,22 +28,24 @@ def generate(
     block_size: int,
     count: int,
     chunk: int = 1 << 20,
+    computed: int = 0,
 ) -> list[list[int]]:
-    """`count` greedy tokens for each prompt, all in the same steps; prompts are computed `chunk` tokens at a time."""
+    """`count` greedy tokens for each prompt, all in the same steps; prompts are computed `chunk` tokens at a time,
+    from `computed` on (less than all): those before are in the pages already.
+    """
     total = [list(prompt) for prompt in prompts]
-    computed = [0] * len(prompts)
+    done = [computed] * len(prompts)
     while any(len(t) < len(p) + count for t, p in zip(total, prompts, strict=True)):
-        ends = [min(len(t), c + chunk) for t, c in zip(total, computed, strict=True)]
+        ends = [min(len(t), c + chunk) for t, c in zip(total, done, strict=True)]
         live = [i for i, t in enumerate(total) if len(t) < len(prompts[i]) + count]
-        live.sort(key=lambda i: ends[i] - computed[i] > 1)  # rows of one token first
+        live.sort(key=lambda i: ends[i] - done[i] > 1)  # rows of one token first
         rows = tuple(
-            Row(tuple(total[i][computed[i] : ends[i]]), computed[i], tuple(tables[i][: -(-ends[i] // block_size)]), i)
-            for i in live
+            Row(tuple(total[i][done[i] : ends[i]]), done[i], tuple(tables[i][: -(-ends[i] // block_size)]), i) for i in live
         )
         whole = [(row, i) for row, i in enumerate(live) if ends[i] == len(total[i])]
         found = answers(forward, Plan(rows, tuple(draw(row, slot=i) for row, i in whole), ()))
         for i in live:
-            computed[i] = ends[i]
+            done[i] = ends[i]
         for (_, i), answer in zip(whole, found, strict=True):
             total[i].append(answer.token)
     return [t[len(p) :] for t, p in zip(total, prompts, strict=True)]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.tokenizer.encode import Encoder
+from services.tokenizer.public import BadPrefixes, read
 from services.tokenizer.template import BadChat, ChatTemplate
 from shared.blocks import chain, root
 from shared.config import bundled_model
@@ -29,9 +30,9 @@ def encoder(vocab: Vocab) -> Encoder:
 
 
 def submit(prompt: Any, sampling: Sampling | None = None, **more: Any) -> Submit:
-    fields: dict[str, Any] = {"generation": 0, "max_tokens": None, "deadline_ms": LATE} | more
+    fields: dict[str, Any] = {"tenant": "t", "generation": 0, "max_tokens": None, "deadline_ms": LATE} | more
     return Submit(
-        request="r", tenant="t", partition="p", log_from="0-0", given=(), ends=(), prompt=prompt,
+        request="r", partition="p", log_from="0-0", given=(), ends=(), prompt=prompt,
         sampling=sampling or Sampling(), **fields,
     )  # fmt: skip
 
@@ -78,6 +79,46 @@ def test_a_new_generation_resumes(encoder: Encoder) -> None:
     [work] = encoder.encode([submit("x", generation=2)], 0)
     assert isinstance(work, Work)
     assert work.resume
+
+
+def hashes(vocab: Vocab, tenant: str, prompt: Any, public: tuple[str, ...]) -> tuple[bytes, list[bytes]]:
+    [work] = Encoder(vocab, 8192, "float32", 8, public).encode([submit(prompt, tenant=tenant)], 0)
+    assert isinstance(work, Work)
+    return work.prompt, [work.blocks[at : at + 16] for at in range(0, len(work.blocks), 16)]
+
+
+SYSTEM = "You are a clerk of the water board. Answer in one sentence, and name the lock, the level and the hour. " * 2
+ASKED = "How high does the water stand at the third lock this morning, and who will open the gate for us? " * 2
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_public_prefixes_are_shared_and_nothing_else(vocab: Vocab, chat: bool) -> None:
+    """Tenants share the blocks that lie in the declared text; everything behind, and all of other prompts, is their own."""
+    prompt: Any = SYSTEM + ASKED
+    if chat:
+        prompt = (ChatMessage(role="system", content=SYSTEM), ChatMessage(role="user", content=ASKED))
+    (ids, one), (_, other) = (hashes(vocab, tenant, prompt, ("Another prompt.", SYSTEM)) for tenant in ("a", "b"))
+    same = [a == b for a, b in zip(one, other, strict=True)]
+    covered = len(vocab.tokenizer.encode(SYSTEM).ids) // 8
+    assert same == sorted(same, reverse=True)
+    assert covered - 1 <= sum(same) <= covered + 1 < len(same)
+    assert not {*hashes(vocab, "a", ids, ())[1]} & {*hashes(vocab, "b", ids, ())[1]}
+    assert hashes(vocab, "a", ids, ())[1][0] != one[0]
+
+
+def test_the_last_full_block_is_private(vocab: Vocab) -> None:
+    """Else a tenant could see, by what an engine adds behind it, whether another has had that answer."""
+    ids, blocks = hashes(vocab, "a", SYSTEM, (SYSTEM,))
+    others = hashes(vocab, "b", SYSTEM, (SYSTEM,))[1]
+    assert blocks[:-1] == others[:-1]
+    assert blocks[-1] != others[-1]
+    assert len(blocks) == len(ids) // 32
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[""]', "[" + '"x",' * 64 + '"x"]'])
+def test_a_bad_file_of_public_prefixes(text: str) -> None:
+    with pytest.raises(BadPrefixes):
+        read(text)
 
 
 def with_template(vocab: Vocab, template: str) -> ChatTemplate:

@@ -10,6 +10,11 @@ def test_defaults_and_overrides() -> None:
     assert (config.token_budget, config.dtype, config.block_size) == (128, "float32", 16)
 
 
+def test_prefix_caches() -> None:
+    for given in ("", "/run/a.sock", "/run/a.sock,cache-b:7070,[::1]:7070"):
+        assert load(EngineConfig, "engine", {"HEADRACE_ENGINE_PREFIX_CACHES": given}).prefix_caches == given
+
+
 def test_other_stages_may_share_the_environment() -> None:
     load(StreamerConfig, "streamer", {"HEADRACE_ENGINE_TOKEN_BUDGET": "128", "HEADRACE_STREAMER_PORT": "9000"})
 
@@ -24,6 +29,8 @@ def test_other_stages_may_share_the_environment() -> None:
         ("HEADRACE_BLOCK_SIZE", "17"),
         ("HEADRACE_DTYPE", "int3"),
         ("HEADRACE_ID", "a b"),
+        ("HEADRACE_ENGINE_PREFIX_CACHES", "nowhere"),
+        ("HEADRACE_ENGINE_PREFIX_CACHES", "/run/a.sock,host:port"),
     ],
 )
 def test_what_is_wrong_is_named(variable: str, value: str) -> None:

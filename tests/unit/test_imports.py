@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for folder in ("services", "shared", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
-DEVICE = {"attention", "batch", "build", "calibrate", "checkpoint", "forward", "linear", "model", "norm", "sample", "weights"}
+DEVICE = {
+    "attention",
+    "batch",
+    "build",
+    "calibrate",
+    "checkpoint",
+    "ferry",
+    "forward",
+    "linear",
+    "model",
+    "norm",
+    "sample",
+    "weights",
+}
 PURE = [
     "shared.blocks",
     "services.engine.pages",
@@ -26,6 +39,13 @@ PURE = [
     "shared.codec",
     "services.engine.cancels",
     "shared.tokenlog",
+    "shared.prefix",
+    "shared.page",
+    "services.tokenizer.public",
+    "services.engine.prefix",
+    "services.prefix_cache.index",
+    "services.prefix_cache.evict",
+    "services.prefix_cache.leases",
 ]
 
 

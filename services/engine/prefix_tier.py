@@ -1,0 +1,194 @@
+"""The shared prefix cache behind the engine's own pages: what is missing here is fetched, what was computed is stored.
+
+Loading goes on beside the steps: pages come and are verified in a thread, are put into blocks by the device between two
+steps, and are then found by the scheduler like any block that was computed here. Whatever goes wrong is a miss.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from services.engine.pages import Pages
+from services.engine.plan import Device
+from services.engine.prefix import LEAST_TOKENS, Worth, labels, whole_chain
+from services.engine.prefix_source import Fetcher, Offer, Storer
+from services.engine.sequence import Sequence
+from shared.page import Buffer, Label
+from shared.stats import Stats
+
+PORTION_BYTES = 64 << 20  # fetched, verified and handed to the device at once: bounds what a step may have to wait for
+MAX_CHAINS = 64  # waiting to be stored; more are not
+HAND_OVER_S = 1.0
+REMEMBERED = 4096  # chains that were stored lately
+log = logging.getLogger("headrace")
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What may be stored: full blocks and their tokens."""
+
+    hashes: tuple[bytes, ...]
+    tokens: tuple[int, ...]
+
+
+class PrefixTier:
+    def __init__(
+        self, pages: Pages, device: Device, thread: ThreadPoolExecutor, space: bytes, fetcher: Fetcher, storer: Storer,
+        worth: Worth, stats: Stats,
+    ) -> None:  # fmt: skip
+        self._pages, self._device, self._space = pages, device, space
+        self._fetcher, self._storer, self.worth, self._stats = fetcher, storer, worth, stats
+        self._device_thread = thread
+        self._fetching = ThreadPoolExecutor(1, "fetch")
+        self._storing = ThreadPoolExecutor(1, "store")
+        self._chains: asyncio.Queue[Chain] = asyncio.Queue(MAX_CHAINS)
+        self._stored: OrderedDict[bytes, None] = OrderedDict()
+        self._portion = max(1, PORTION_BYTES // device.page_bytes)
+
+    # -- loading ---------------------------------------------------------------------------------------------------
+
+    async def load(self, sequence: Sequence) -> None:
+        """Bring the blocks that a sequence will need and that are not here, as far as that is faster than prefill."""
+        size = self._pages.block_size
+        sequence.hashes = whole_chain(sequence.hashes, sequence.root, sequence.tokens, size)
+        usable = sequence.hashes[: (sequence.total - 1) // size]
+        here = self._pages.match(usable)
+        if (len(usable) - len(here)) * size < LEAST_TOKENS:
+            return
+        self._pages.take(here)  # or room for what is missing would be made by forgetting what it follows
+        try:
+            await self._fetch(labels(self._space, usable, sequence.tokens, len(here), size))
+        finally:
+            self._pages.release(here)
+
+    async def _fetch(self, missing: Seq[Label]) -> None:
+        if len(missing) > self._pages.free:
+            return
+        offer = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.find, missing)
+        if offer is None:
+            return
+        try:
+            await self._bring(offer, missing[: len(offer.lease.slots)])
+        finally:
+            self._fetching.submit(self._fetcher.release, offer)
+
+    async def _bring(self, offer: Offer, labels: Seq[Label]) -> None:
+        """Piece by piece: the next one is read and verified while the device copies the last one."""
+        here = 0
+        coming = self._piece(offer, labels, here)
+        while payloads := await coming:
+            coming = self._piece(offer, labels, here + len(payloads))
+            if not await self._place(offer, payloads, labels[here:]):
+                break
+            here += len(payloads)
+        self._stats.counters["prefix_fetched_tokens"] += here * self._pages.block_size
+        if here:
+            took = offer.reading_s + offer.copying_s
+            self._stats.observe("prefix_fetch", took)
+            self.worth.fetch(offer.source.address).note(here * self._device.page_bytes, took)
+
+    def _piece(self, offer: Offer, labels: Seq[Label], first: int) -> "asyncio.Future[list[memoryview]]":
+        part = labels[first : first + self._portion]
+        return asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.piece, offer, first, part)
+
+    async def _place(self, offer: Offer, payloads: Seq[memoryview], labels: Seq[Label]) -> bool:
+        """Nobody else has these blocks while the device fills them. Then they are free, but known, and last to be taken."""
+        if len(payloads) > self._pages.free:
+            return False
+        blocks = [self._pages.allocate() for _ in payloads]
+
+        def adopt() -> None:
+            started = time.monotonic()
+            self._device.adopt(blocks, payloads)
+            offer.copying_s += time.monotonic() - started
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._device_thread, adopt)
+            good = offer.current  # else what was verified may have been something else by the time it was copied
+            if good:
+                for block, label in zip(blocks, labels, strict=False):
+                    self._pages.publish(block, label.hash)
+        finally:
+            self._pages.release(blocks)
+        return good
+
+    # -- storing ---------------------------------------------------------------------------------------------------
+
+    def offer(self, sequence: Sequence) -> None:
+        """Store a sequence's full blocks in the background; not if too many are waiting already."""
+        full = len(self._pages.match(sequence.hashes))
+        if not full or sequence.hashes[full - 1] in self._stored or full * self._pages.block_size < LEAST_TOKENS:
+            return
+        chain = Chain(tuple(sequence.hashes[:full]), tuple(sequence.tokens[: full * self._pages.block_size]))
+        try:
+            self._chains.put_nowait(chain)
+        except asyncio.QueueFull:
+            self._stats.counters["prefix_not_stored"] += 1
+
+    async def work(self) -> None:
+        """Store what is offered, until cancelled."""
+        self._fetching.submit(self._fetcher.connect)
+        while True:
+            chain = await self._chains.get()
+            try:
+                await self._store(chain)
+            finally:
+                self._chains.task_done()
+
+    async def hand_over(self, sequences: Iterable[Sequence]) -> None:
+        """Store what running sequences have, so that whoever goes on with them need not compute it again."""
+        for sequence in sequences:
+            self.offer(sequence)
+        try:
+            await asyncio.wait_for(self._chains.join(), HAND_OVER_S)
+        except TimeoutError:
+            log.warning("not all pages could be stored in time")
+
+    async def _store(self, chain: Chain) -> None:
+        loop = asyncio.get_running_loop()
+        while (offer := await loop.run_in_executor(self._storing, self._storer.reserve, chain.hashes)) is not None:
+            wanted = [at for at, slot in enumerate(offer.lease.slots) if slot >= 0]
+            written = 0
+            while written < len(wanted) and (count := await self._write(offer, chain, wanted[written:][: self._portion])):
+                written += count
+            await loop.run_in_executor(self._storing, self._storer.commit, offer, written)
+            if not written:
+                break
+        self._stored[chain.hashes[-1]] = None
+        if len(self._stored) > REMEMBERED:
+            self._stored.popitem(last=False)
+
+    async def _write(self, offer: Offer, chain: Chain, wanted: Seq[int]) -> int:
+        """Copy some blocks of a chain out of the device, as long as they are here, and into the cache. How many?"""
+        loop = asyncio.get_running_loop()
+        here = self._pages.match(chain.hashes[: wanted[-1] + 1])
+        wanted = [at for at in wanted if at < len(here)]
+        blocks = [here[at] for at in wanted]
+        if not blocks:
+            return 0
+        self._pages.take(blocks)
+        try:
+            payloads = await loop.run_in_executor(self._device_thread, self._device.export, blocks)
+        finally:
+            self._pages.release(blocks)
+        return await loop.run_in_executor(self._storing, self._write_all, offer, chain, wanted, payloads)
+
+    def _write_all(self, offer: Offer, chain: Chain, wanted: Seq[int], payloads: Seq[Buffer]) -> int:
+        meant = labels(self._space, chain.hashes, chain.tokens, 0, self._pages.block_size)
+        done = 0
+        for at, payload in zip(wanted, payloads, strict=True):
+            if not self._storer.write(offer, at, meant[at], payload):
+                break
+            done += 1
+        return done
+
+    def close(self) -> None:
+        self._fetching.submit(self._fetcher.close)
+        self._storing.submit(self._storer.close)
+        self._fetching.shutdown()
+        self._storing.shutdown()

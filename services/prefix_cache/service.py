@@ -1,0 +1,65 @@
+"""The prefix cache's loop: engines connect, find pages, reserve room and commit what they have written.
+
+The engines of this host read and write the arena themselves; bytes pass through here only for engines of other hosts.
+"""
+
+import asyncio
+import contextlib
+import os
+import stat
+
+from services.prefix_cache.arena import Arena
+from services.prefix_cache.shelf import Shelf
+from services.prefix_cache.talk import AHEAD, Conversation
+from shared.config import ConfigError, PrefixCacheConfig
+from shared.run import Life
+
+EXPIRE_EVERY_S = 1.0
+
+
+async def main(life: Life[PrefixCacheConfig]) -> None:
+    config = life.config
+    if not config.socket and not config.listen:
+        raise ConfigError(
+            "set HEADRACE_PREFIX_CACHE_SOCKET for engines of this host, or HEADRACE_PREFIX_CACHE_LISTEN for others"
+        )
+    life.detail = "claiming memory"
+    arena = await asyncio.to_thread(Arena, config.size_mb << 20)
+    shelf = Shelf(arena, config.lease_s, life.stats)
+    async with contextlib.AsyncExitStack() as servers:
+        for server in await _listen(config, shelf):
+            await servers.enter_async_context(server)
+        life.mark_ready(f"{config.size_mb} MB for pages")
+        while not life.stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(life.stopping.wait(), EXPIRE_EVERY_S)
+            shelf.expire()
+        for conversation in list(shelf.open):
+            conversation.abort()
+
+
+async def _listen(config: PrefixCacheConfig, shelf: Shelf) -> list[asyncio.Server]:
+    """Raises ConfigError when an address cannot be had."""
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await Conversation(shelf, reader, writer).run()
+
+    servers = []
+    try:
+        if config.socket:
+            _clear(config.socket)
+            servers.append(await asyncio.start_unix_server(converse, config.socket))
+            os.chmod(config.socket, stat.S_IRUSR | stat.S_IWUSR)
+        if config.listen:
+            host, _, port = config.listen.rpartition(":")
+            servers.append(await asyncio.start_server(converse, host.strip("[]"), int(port), limit=AHEAD))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"HEADRACE_PREFIX_CACHE_SOCKET={config.socket} _LISTEN={config.listen}: {error}") from error
+    return servers
+
+
+def _clear(path: str) -> None:
+    """What a predecessor left behind, if it is a socket."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            os.unlink(path)

@@ -1,0 +1,98 @@
+"""What the shared prefix cache saves: time to the first token of a prompt, cold, warm in the engine, warm in the cache only.
+
+    python -m tests.bench.prefix_ttft [--tokens 1500] [--repeat 5] [--tcp] [--dtype auto]
+    python -m tests.bench.prefix_ttft --shape llama-3.1-8b --dtype bfloat16 --tokens 2048 8192 --size-mb 16384 --link 54
+
+One engine with room for little more than one prompt: another prompt in between makes it forget. One client, medians. With
+--link (GB/s from the host to the device) the floor of a fetch: its bytes at that speed.
+"""
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import time
+from itertools import count
+
+from tests.mesh.client import Client
+from tests.mesh.harness import free_port
+from tests.prefix_cache.meshes import EngineMesh
+
+CASES = ("cold", "engine", "cache")
+_fresh = count(1)
+
+
+def prompt(tokens: int) -> list[int]:
+    return [1000 + next(_fresh), *(2000 + 37 * at % 7919 for at in range(tokens - 1))]
+
+
+async def ttft_ms(client: Client, tokens: list[int]) -> tuple[float, int]:
+    """Time to the first token, and how many tokens of the prompt were found."""
+    started = time.perf_counter()
+    await client.send("generate", "a", prompt=tokens, max_tokens=2, temperature=0, ignore_eos=True)
+    first = 0.0
+    while (frame := await client.frame())["type"] != "done":
+        if frame["type"] == "token" and not first:
+            first = 1000 * (time.perf_counter() - started)
+    return first, frame["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+async def rounds(mesh: EngineMesh, tokens: int, repeat: int) -> dict[str, list[float]]:
+    took: dict[str, list[float]] = {case: [] for case in CASES}
+    async with Client(mesh.url) as client:
+        for _ in range(repeat + 1):
+            asked = prompt(tokens)
+            for case, between in (("cold", False), ("engine", False), ("cache", True)):
+                if between:
+                    await ttft_ms(client, prompt(tokens))
+                    await asyncio.sleep(1)  # what was computed is stored in the background
+                ms, found = await ttft_ms(client, asked)
+                assert (found > 0) == (case != "cold"), (case, found)
+                took[case].append(ms)
+    return {case: times[1:] for case, times in took.items()}  # the first round warms everything up
+
+
+async def measure(given: argparse.Namespace, tokens: int) -> dict[str, object]:
+    room = str(tokens + max(64, tokens // 8))
+    env = {"HEADRACE_DTYPE": given.dtype, "HEADRACE_MODEL_SHAPE": given.shape}
+    env |= {"HEADRACE_MAX_CONTEXT": room, "HEADRACE_ENGINE_KV_TOKENS": room}
+    if not given.shape:
+        env["HEADRACE_ENGINE_TOKEN_BUDGET"] = "512"
+    port = free_port() if given.tcp else 0
+    caches = f"127.0.0.1:{port}" if given.tcp else ""
+    async with EngineMesh(1, size_mb=given.size_mb, caches=caches, port=port, chain=False, env=env) as mesh:
+        took = await rounds(mesh, tokens, given.repeat)
+        await asyncio.sleep(1.2)  # a heartbeat
+        beats = await mesh.bus.members()
+    medians = {case: round(statistics.median(times), 1) for case, times in took.items()}
+    row: dict[str, object] = {
+        "tokens": tokens,
+        "ttft_ms": medians,
+        "cache / cold": round(medians["cache"] / medians["cold"], 3),
+    }
+    if given.link:
+        slots = {beat.stage: beat.gauges for beat in beats}["prefix_cache"]
+        page = given.size_mb * (1 << 20) // slots["slots"]
+        row["floor ms"] = round(1000 * (tokens // 16) * page / (1e9 * given.link), 2)
+    fetches = [beat.histograms["prefix_fetch"] for beat in beats if "prefix_fetch" in beat.histograms]
+    row["fetch ms"] = round(1000 * sum(each.total for each in fetches) / sum(sum(each.counts) for each in fetches), 1)
+    return row | {"all": {case: [round(t, 1) for t in times] for case, times in took.items()}}
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1500])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--shape", default="", help="random weights of a shape, on a GPU")
+    parser.add_argument("--size-mb", type=int, default=2048)
+    parser.add_argument("--link", type=float, default=0.0)
+    parser.add_argument("--tcp", action="store_true", help="as from another host, over the loopback")
+    given = parser.parse_args()
+    for tokens in given.tokens:
+        sys.stdout.write(json.dumps(await measure(given, tokens)) + "\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

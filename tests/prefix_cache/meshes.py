@@ -1,0 +1,97 @@
+"""A prefix cache as a real process beside a real broker, alone with clients of its own or among engines."""
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from services.engine.prefix_client import CacheDown, Client
+from tests.mesh.harness import RunningMesh, free_port
+
+SPACE = b"space-of-a-model"
+PAGE = 100_000
+SIZE_MB = 2  # 20 slots of 102,400 bytes and their header
+SLOTS = (SIZE_MB << 20) // (4096 + 102_400)
+NOTHING = {"tokenizer": 0, "engine": 0, "streamer": 0}
+
+
+class CacheMesh(RunningMesh):
+    """No stage but the cache; `socket` and `listen` are its addresses."""
+
+    def __init__(self, lease_s: float = 10.0, size_mb: int = SIZE_MB) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="headrace-")
+        self.socket = str(Path(self.folder.name) / "prefix.sock")
+        self.listen = f"127.0.0.1:{free_port()}"
+        env = {
+            "HEADRACE_PREFIX_CACHE_SOCKET": self.socket,
+            "HEADRACE_PREFIX_CACHE_LISTEN": self.listen,
+            "HEADRACE_PREFIX_CACHE_SIZE_MB": str(size_mb),
+            "HEADRACE_PREFIX_CACHE_LEASE_S": str(lease_s),
+        }
+        super().__init__({**NOTHING, "prefix_cache": 1}, env=env)
+
+    async def __aexit__(self, *args: object) -> None:
+        await super().__aexit__(*args)
+        self.folder.cleanup()
+
+    @contextmanager
+    def client(self, address: str = "", page_bytes: int = PAGE, seconds: float = 60.0) -> Iterator[Client]:
+        client = Client(address or self.socket, SPACE, page_bytes, seconds)
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def _enter(self, page_bytes: int) -> None:
+        """Be the only engine there for a moment."""
+        while True:
+            with contextlib.suppress(CacheDown), self.client(page_bytes=page_bytes):
+                return
+            time.sleep(0.02)
+
+    def empty(self) -> None:
+        """Pages of another size divide the memory anew, once nobody else is there."""
+        self._enter(1)
+        self._enter(PAGE)
+
+
+class EngineMesh(RunningMesh):
+    """Engines that share a cache: without a model (steps are slow enough for fetching to pay), or with one."""
+
+    def __init__(
+        self,
+        engines: int,
+        size_mb: int = 16,
+        caches: str = "",
+        port: int = 0,
+        chain: bool = True,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="headrace-")
+        socket = str(Path(self.folder.name) / "prefix.sock")
+        settings = {
+            "HEADRACE_PREFIX_CACHE_SOCKET": socket,
+            "HEADRACE_PREFIX_CACHE_LISTEN": f"127.0.0.1:{port}" if port else "",
+            "HEADRACE_PREFIX_CACHE_SIZE_MB": str(size_mb),
+            "HEADRACE_ENGINE_PREFIX_CACHES": caches or socket,
+            "HEADRACE_ENGINE_TOKEN_BUDGET": "128",
+            "HEADRACE_ENGINE_MAX_RUNNING": "16",
+            "CHAIN_STEP_S": "0.02",
+        }
+        super().__init__({"engine": engines, "prefix_cache": 1}, chain=chain, env=settings | dict(env or {}))
+
+    async def __aexit__(self, *args: object) -> None:
+        await super().__aexit__(*args)
+        self.folder.cleanup()
+
+    async def forget(self, name: str = "engine-0") -> None:
+        """Another process takes the engine's place: only what the cache holds is known to it."""
+        old = self.kill(name)
+        async with asyncio.timeout(30):
+            while True:
+                if any(beat.id == name and beat.pid != old and beat.ready for beat in await self.bus.members()):
+                    return
+                await asyncio.sleep(0.05)

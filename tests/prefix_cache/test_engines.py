@@ -1,0 +1,119 @@
+"""Engines that share a prefix cache, as processes: it makes prompts cheaper, and no fault of it changes a token.
+
+The chain engine's pages hold the tokens themselves, and every token depends on the whole context as read from the pages: one
+wrong page would change all that follows.
+"""
+
+import asyncio
+import random
+import signal
+from itertools import count
+from typing import get_args
+
+import pytest
+
+from shared.messages import Beat
+from tests.chain import expected
+from tests.mesh.client import Answer, Client
+from tests.mesh.harness import free_port
+from tests.prefix_cache.meshes import EngineMesh
+from tests.prefix_cache.proxy import Fault, Proxy
+
+_fresh = count(1)
+
+
+def prompt(length: int) -> list[int]:
+    """One that nobody has asked before."""
+    return [1000 + next(_fresh), *(2000 + at % 7919 for at in range(length - 1))]
+
+
+async def check(mesh: EngineMesh, tokens: list[int], output: int = 8) -> int:
+    """The answer is right. Returns how much of the prompt was found computed."""
+    async with Client(mesh.url) as client:
+        await client.send("generate", "a", prompt=tokens, max_tokens=output, ignore_eos=True, return_token_ids=True)
+        answer = await client.follow(Answer())
+    assert answer.done["type"] == "done", answer.done
+    assert answer.ids[0] == expected(tokens, output)
+    return int(answer.done["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+async def counted(mesh: EngineMesh, name: str, stage: str = "engine") -> float:
+    """Over all processes of a stage, once they have shown themselves."""
+    await asyncio.sleep(1.2)
+    beats: list[Beat] = [beat for beat in await mesh.bus.members() if beat.stage == stage]
+    return sum(beat.counters.get(name, 0) for beat in beats)
+
+
+async def stored(mesh: EngineMesh, pages: int) -> None:
+    async with asyncio.timeout(10):
+        while await counted(mesh, "published_pages", "prefix_cache") < pages:
+            pass
+
+
+async def test_a_new_engine_finds_what_another_computed() -> None:
+    async with EngineMesh(1) as mesh:
+        tokens = prompt(1000)
+        assert await check(mesh, tokens) == 0
+        await stored(mesh, 1000 // 16)
+        await mesh.forget()
+        assert await check(mesh, [*tokens, 7, 8, 9]) == 1000 // 16 * 16
+        assert await check(mesh, [*tokens, 7, 8, 9]) == 1000 // 16 * 16, "now from its own pages"
+        assert await counted(mesh, "prefix_fetched_tokens") == 1000 // 16 * 16
+
+
+@pytest.mark.parametrize("fault", get_args(Fault))
+async def test_a_bad_network(fault: Fault) -> None:
+    """What arrived whole and in time is used; the rest is computed. Nobody waits for longer than computing it takes."""
+    port = free_port()
+    with Proxy(f"127.0.0.1:{port}") as proxy:
+        await _over_a_bad_network(fault, proxy, port)
+
+
+async def _over_a_bad_network(fault: Fault, proxy: Proxy, port: int) -> None:
+    async with EngineMesh(1, caches=proxy.address, port=port) as mesh:
+        tokens = prompt(1000)
+        await check(mesh, tokens)
+        await stored(mesh, 1000 // 16)
+        await mesh.forget()
+        proxy.breaks(fault)
+        async with asyncio.timeout(10):
+            found = await check(mesh, tokens)
+        assert (found == 1000 // 16 * 16) if not fault else found < 500
+        proxy.breaks("")
+        assert await counted(mesh, "prefix_spoiled") == (fault == "flip")
+        async with asyncio.timeout(10):
+            await check(mesh, prompt(200))
+
+
+async def test_a_drained_engine_hands_its_pages_over() -> None:
+    async with EngineMesh(2) as mesh:
+        tokens = prompt(800)
+        asking = asyncio.create_task(check(mesh, tokens, output=100))
+        await asyncio.sleep(1.5)  # 7 steps of prefill, then the answer
+        [busy] = [beat.id for beat in await mesh.bus.members() if beat.gauges.get("running")]
+        mesh.kill(busy, signal.SIGTERM)
+        await asking
+        other = next(beat for beat in await mesh.bus.members() if beat.stage == "engine" and beat.id != busy)
+        assert other.counters["prefix_fetched_tokens"] >= 800 // 16 * 16
+
+
+async def test_faults_of_the_cache_under_load() -> None:
+    """Killed, stopped and too small, and an engine killed while all of them read and write: every token is right."""
+    chance = random.Random(4)
+    async with EngineMesh(2, size_mb=2) as mesh:
+        systems = [prompt(400) for _ in range(6)]
+
+        async def user() -> None:
+            for _ in range(8):
+                await check(mesh, [*chance.choice(systems), *prompt(chance.randrange(1, 60))])
+
+        users = [asyncio.create_task(user()) for _ in range(8)]
+        for name, how in (("prefix_cache-0", signal.SIGKILL), ("engine-0", signal.SIGKILL), ("prefix_cache-0", signal.SIGSTOP)):
+            await asyncio.sleep(2)
+            mesh.kill(name, how)
+        await asyncio.sleep(2)
+        mesh.kill("prefix_cache-0", signal.SIGCONT)
+        await asyncio.gather(*users)
+        assert await counted(mesh, "prefix_fetched_tokens") > 0
+        assert await counted(mesh, "prefix_failures") > 0
+        await mesh.drained()
