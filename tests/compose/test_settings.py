@@ -73,12 +73,12 @@ def test_containers_are_confined() -> None:
     assert re.findall(r"cap_add: (.*)", text) == ["[CHOWN, SETGID, SETUID]"]
     assert "privileged" not in text.replace("no-new-privileges", "")
     assert "mesh: { internal: true }" in text
-    assert re.findall(r"networks: (.*)", services) == ["[mesh]", "[mesh]", "[mesh]", "[mesh, edge]"]
+    assert re.findall(r"networks: (.*)", services) == ["[mesh]"] * 4 + ["[mesh, edge]"]
     assert re.findall(r"^ +ports: (.*)", services, re.MULTILINE) == ['["${PUBLISH:-127.0.0.1:8000-8009}:8000"]']
 
 
 def test_each_stage_is_its_own_user_of_the_broker() -> None:
     urls = re.findall(r"HEADRACE_REDIS_URL: redis://([a-z]+):", (FOLDER / "docker-compose.yml").read_text())
     users = re.findall(r"^user ([a-z]+) on >", (FOLDER / "users.acl").read_text(), re.MULTILINE)
-    assert urls == ["tokenizer", "engine", "streamer"]
+    assert urls == ["tokenizer", "engine", "prefix", "streamer"]
     assert set(users) == {*urls, "operator"}
