@@ -15,6 +15,8 @@ from kernels.prefill_attention import QUERIES
 from services.engine.gpu.inputs import SPARE_TILES, Step
 from services.engine.plan import Plan
 
+FEW_ROWS = (8, 64)  # padded numbers of rows of a step with prefill, where the most is not needed; the last one is padding
+
 
 def row_sizes(most: int) -> list[int]:
     """Padded numbers of decode rows: close together where a step is short, 8 apart up to 256, 32 apart beyond."""
@@ -24,6 +26,11 @@ def row_sizes(most: int) -> list[int]:
 def token_sizes(most: int) -> list[int]:
     """Padded numbers of tokens of a step with prefill, about 6 % apart."""
     return [size for size in (*range(64, 1025, 64), *range(1280, 2049, 256), *range(2560, most, 512)) if size < most] + [most]
+
+
+def _prefill_step(tokens: int, rows: int) -> Step:
+    rows = min(rows, tokens)
+    return Step(tokens, rows, rows, rows, tokens // QUERIES + SPARE_TILES)
 
 
 class Graphs:
@@ -42,17 +49,15 @@ class Graphs:
             return Step(size, size, size, size, 0)
         if tokens > self._tokens[-1]:
             return None
-        step = self._prefill_step(self._tokens[bisect_left(self._tokens, tokens)])
+        few = next((most for most in FEW_ROWS if rows < most), self._max_rows + 1)
+        step = _prefill_step(self._tokens[bisect_left(self._tokens, tokens)], few)
         needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
         return step if needed <= step.tiles else None
 
-    def _prefill_step(self, tokens: int) -> Step:
-        most = min(self._max_rows + 1, tokens)
-        return Step(tokens, most, most, most, tokens // QUERIES + SPARE_TILES)
-
     def missing(self) -> Iterator[Step]:
         """The sizes that are not captured yet, the largest first: their memory serves the smaller ones."""
-        steps = [self._prefill_step(size) for size in reversed(self._tokens)]
+        most = (self._max_rows + 1, *(few for few in FEW_ROWS if few <= self._max_rows))
+        steps = [_prefill_step(size, rows) for size in reversed(self._tokens) for rows in most]
         steps += [Step(size, size, size, size, 0) for size in reversed(self._rows)]
         yield from (step for step in steps if step not in self._graphs)
 
