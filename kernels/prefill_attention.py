@@ -167,7 +167,7 @@ def _prefill(
     query, pages, tables, firsts, ends, tiles, out, scale,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, INVARIANT: tl.constexpr,
 ):  # fmt: skip
     row, head, token, live, offset, end, q = _begin(
         query, firsts, ends, tiles, query_row, query_head, HEADS, HEAD_DIM, DIM, QUERIES
@@ -178,7 +178,8 @@ def _prefill(
     acc = tl.zeros([QUERIES, DIM], tl.float32)
     table = tables + row * table_row
     place = pages + head // (HEADS // KV_HEADS) * head_stride
-    whole = (offset + 1) // KEYS * KEYS  # tiles that every query of this one sees to the end
+    # Tiles that every query of this one sees to the end. Where a chunk began must not matter: then one loop for all of them.
+    whole = 0 if INVARIANT else (offset + 1) // KEYS * KEYS
     peak, total, acc = _paged_tiles(
         q, place, table, 0, whole, end, position, peak, total, acc, scale * LOG2E, page_stride, token_stride, head_stride,
         KV_HEADS, HEAD_DIM, BLOCK_SIZE, KEYS, STAGES, False,
@@ -217,16 +218,19 @@ def prefill_attention(
 
 
 def prefill_in_place(
-    query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float
-) -> Tensor:
+    query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float,
+    invariant: bool = False,
+) -> Tensor:  # fmt: skip
     """Reads the pages where they lie: best for short rows. The launch depends on the number of tiles alone, so a CUDA graph
-    may replay it; a tile of a row without new tokens writes nothing.
+    may replay it; a tile of a row without new tokens writes nothing. `invariant`: a token's result is the same, bit for bit,
+    also when its row comes in other chunks, down to one token at a time.
     """
     heads, head_dim = query.shape[1:]
     if len(tiles):
         _prefill[(len(tiles) * heads,)](
             query, pages, tables, firsts, ends, tiles, out, scale, query.stride(0), query.stride(1), pages.stride(0),
             pages.stride(1), pages.stride(2), tables.stride(0), out.stride(0), out.stride(1), heads, pages.shape[2] // 2,
-            head_dim, triton.next_power_of_2(head_dim), pages.shape[1], QUERIES, KEYS, STAGES, num_warps=WARPS,
+            head_dim, triton.next_power_of_2(head_dim), pages.shape[1], QUERIES, KEYS, STAGES, invariant,
+            num_warps=WARPS,
         )  # fmt: skip
     return out

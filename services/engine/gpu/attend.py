@@ -11,14 +11,17 @@ from services.engine.spec import ModelSpec
 
 
 class Attention:
-    """Scratch memory for steps of up to `max_rows` rows whose contexts have up to `room` tokens."""
+    """Scratch memory for steps of up to `max_rows` rows whose contexts have up to `room` tokens.
 
-    def __init__(self, spec: ModelSpec, max_rows: int, blocks: int, room: int, splits: decode.Splits, dtype: torch.dtype,
-                 device: torch.device) -> None:  # fmt: skip
-        self.scale = spec.head_dim**-0.5
+    `invariant`: decode rows, too, are chunks that read pages in place, so that how a token was computed does not matter.
+    """
+
+    def __init__(self, spec: ModelSpec, max_rows: int, blocks: int, room: int, dtype: torch.dtype, device: torch.device,
+                 invariant: bool) -> None:  # fmt: skip
+        self.scale, self.invariant = spec.head_dim**-0.5, invariant
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         rows = max_rows + 1  # one more, of padding
-        self._spare = decode.scratch(rows, spec.heads, spec.kv_heads, spec.head_dim, splits, device)
+        self._spare = decode.scratch(rows, spec.heads, spec.kv_heads, spec.head_dim, decode.DETERMINISTIC, device)
         self._room = prefill.scratch(room, spec.kv_heads, spec.head_dim, dtype, device)
         self._row_tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
         self._drawn_tables = torch.zeros_like(self._row_tables)
@@ -40,17 +43,22 @@ class Attention:
         tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.ends[: step.rows]
         tiles, starts = arrays.tiles[: 2 * step.tiles].view(-1, 2), arrays.starts[: step.rows]
         if step.groups is None:
-            return prefill.prefill_in_place(query, page, tables, firsts, ends, tiles, out, self.scale)
+            return prefill.prefill_in_place(query, page, tables, firsts, ends, tiles, out, self.scale, self.invariant)
         return prefill.prefill_attention(
             query, page, tables, firsts, ends, tiles, starts, step.groups, out, self._room, self.scale
         )
 
     def drawn(self, query: Tensor, page: Tensor) -> Tensor:
-        """The same for the queries of the tokens that are drawn from: [drawn, heads, head_dim]."""
-        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if self._step.all_drawn:
-            return self._decode(query, page, self._row_tables[: len(query)], self._arrays.ends[: len(query)], out)
-        return self._decode(query, page, self._drawn_tables[: len(query)], self._arrays.drawn_ends[: len(query)], out)
+        """[tokens, heads, head_dim] -> [drawn, heads, head_dim]: only the tokens that are drawn from."""
+        arrays, step = self._arrays, self._step
+        drawn, tables, ends = arrays.drawn[: step.drawn], self._drawn_tables[: step.drawn], arrays.drawn_ends[: step.drawn]
+        if self.invariant:
+            return self.all(query, page)[drawn]
+        if step.all_drawn:
+            tables, ends = self._row_tables[: step.rows], arrays.ends[: step.rows]
+        else:
+            query = query[drawn]
+        return self._decode(query, page, tables, ends, torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
     def _decode(self, query: Tensor, page: Tensor, tables: Tensor, ends: Tensor, out: Tensor) -> Tensor:
         return decode.decode_attention(query, page, tables, ends, out, self._spare, self.scale, self.processors)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import decode_attention as decode
+from kernels.matmul import matmul
 from services.engine.checkpoint import open_checkpoint
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.device import Gpu
@@ -37,6 +37,16 @@ class Head(Form):
         return torch.mm(x, self.weight, out_dtype=torch.float32)
 
 
+class Fixed(Form):
+    """A layer whose answer to a row is the same, bit for bit, whatever the other rows are."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.weight, self.dtype = weight, dtype
+
+    def product(self, x: Tensor) -> Tensor:
+        return matmul(x, self.weight, self.dtype)
+
+
 def build(config: EngineConfig, name: str) -> Gpu:
     """Raises ConfigError, BadModel."""
     if config.dtype == "float32":
@@ -54,7 +64,7 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
         model = Llama(spec, parameters, context)
         room = max(context, limits.prefill_budget)
         blocks = -(-context // config.block_size)
-        attention = Attention(spec, limits.max_running, blocks, room, decode.DETERMINISTIC, dtype, device)
+        attention = Attention(spec, limits.max_running, blocks, room, dtype, device, config.deterministic)
 
         def gpu_of(blocks: int) -> Gpu:
             shape = (spec.layers, blocks, config.block_size, 2 * spec.kv_heads, spec.head_dim)
@@ -70,9 +80,10 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
 
 
 def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[ModelSpec, Parameters[NormWeight]]:
+    fixed = config.deterministic
     makers = Makers(
-        layer=lambda matrix: Dense(matrix, dtype),
-        head=lambda matrix: Head(dense(matrix).to(dtype)),
+        layer=lambda matrix: Fixed(dense(matrix).to(dtype), dtype) if fixed else Dense(matrix, dtype),
+        head=lambda matrix: (Fixed if fixed else Head)(dense(matrix).to(dtype)),
         norm=lambda weight, eps: NormWeight(weight.to(dtype), eps),
         dtype=dtype,
     )

@@ -41,10 +41,11 @@ class Gpu:
         self.model, self.pages, self.attention = model, pages, attention
         self.limits, self.blocks = limits, pages.shape[1]
         self.stream = Stream(device)
-        self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device)
+        self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, attention.invariant)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
-        self.graphs = Graphs(self._hidden, limits.max_running, min(graphed_tokens(model.spec), limits.prefill_budget))
+        most = min(graphed_tokens(model.spec), limits.prefill_budget)
+        self.graphs = Graphs(self._hidden, limits.max_running, most, attention.invariant)
         self._flights: deque[Answers | None] = deque()
 
     def run(self, plan: Plan) -> list[Sampled] | None:

@@ -36,8 +36,8 @@ def _prefill_step(tokens: int, rows: int) -> Step:
 class Graphs:
     """`compute` is what a step does; its answer is a graph's output, in place."""
 
-    def __init__(self, compute: Callable[[Step], Tensor], max_rows: int, max_tokens: int) -> None:
-        self._compute, self._max_rows = compute, max_rows
+    def __init__(self, compute: Callable[[Step], Tensor], max_rows: int, max_tokens: int, invariant: bool = False) -> None:
+        self._compute, self._max_rows, self._invariant = compute, max_rows, invariant
         self._rows, self._tokens = row_sizes(max_rows), token_sizes(max_tokens)
         self._graphs: dict[Step, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
@@ -45,20 +45,23 @@ class Graphs:
         """The sizes of the graph that computes a plan; None: it is better started kernel by kernel."""
         tokens, rows = plan.tokens, len(plan.rows)
         if tokens == rows == len({draw.row for draw in plan.draws}):
-            size = self._rows[bisect_left(self._rows, rows)]
-            return Step(size, size, size, size, 0)
-        if tokens > self._tokens[-1]:
+            return self._decode_step(self._rows[bisect_left(self._rows, rows)])
+        if tokens > self._tokens[-1] or self._invariant:
             return None
         few = next((most for most in FEW_ROWS if rows < most), self._max_rows + 1)
         step = _prefill_step(self._tokens[bisect_left(self._tokens, tokens)], few)
         needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
         return step if needed <= step.tiles else None
 
+    def _decode_step(self, rows: int) -> Step:
+        """In invariant steps a decode row is a chunk, of one tile."""
+        return Step(rows, rows, 0, rows, rows) if self._invariant else Step(rows, rows, rows, rows, 0)
+
     def missing(self) -> Iterator[Step]:
         """The sizes that are not captured yet, the largest first: their memory serves the smaller ones."""
         most = (self._max_rows + 1, *(few for few in FEW_ROWS if few <= self._max_rows))
-        steps = [_prefill_step(size, rows) for size in reversed(self._tokens) for rows in most]
-        steps += [Step(size, size, size, size, 0) for size in reversed(self._rows)]
+        steps = [_prefill_step(size, rows) for size in reversed(self._tokens) for rows in most if not self._invariant]
+        steps += [self._decode_step(size) for size in reversed(self._rows)]
         yield from (step for step in steps if step not in self._graphs)
 
     def run(self, step: Step) -> Tensor:

@@ -67,11 +67,13 @@ class Step:
 class Inputs:
     """`max_rows` rows, `max_tokens` tokens at most; slot number `max_rows` is nobody's, for padding.
 
-    `room`: tokens whose keys and values prefill attention can have side by side.
+    `room`: tokens whose keys and values prefill attention can have side by side. `invariant`: decode rows are chunks, too.
     """
 
-    def __init__(self, max_rows: int, max_tokens: int, room: int, ahead: int, device: torch.device) -> None:
-        self.max_rows, self.room = max_rows, room
+    def __init__(
+        self, max_rows: int, max_tokens: int, room: int, ahead: int, device: torch.device, invariant: bool = False
+    ) -> None:
+        self.max_rows, self.room, self.invariant = max_rows, room, invariant
         rows, tiles = max_rows + 1, max_tokens // QUERIES + max_rows + SPARE_TILES
         self._sizes = (max_tokens,) * 3 + (rows,) * 6 + (rows + 1, rows, 2 * tiles)
         self._device = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
@@ -97,7 +99,8 @@ class Inputs:
     def _write(self, views: list[Ints], plan: Plan, padded: Step | None) -> Step:
         ids, rows, positions, slot_of, ends, decode_ends, drawn, drawn_slots, drawn_ends, firsts, starts, tiles = views
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
-        count, tokens, decodes = len(plan.rows), int(lengths.sum()), int(np.cumprod(lengths == 1).sum())
+        count, tokens = len(plan.rows), int(lengths.sum())
+        decodes = 0 if self.invariant else int(np.cumprod(lengths == 1).sum())
         begin = np.cumsum(lengths) - lengths
         slot_of[:count] = [row.slot for row in plan.rows]
         ends[:count] = [row.end for row in plan.rows]
@@ -116,7 +119,7 @@ class Inputs:
         work = lay_out(new.tolist(), whole.tolist(), self.room)
         starts[:count] = work.starts
         tiles[: 2 * len(work.tiles)] = [at for tile in work.tiles for at in tile]
-        step = Step(tokens, count, decodes, len(distinct), len(work.tiles), tuple(work.groups))
+        step = Step(tokens, count, decodes, len(distinct), len(work.tiles), None if self.invariant else tuple(work.groups))
         if padded is None:
             return step
         self._pad(views, step, padded)

@@ -66,7 +66,6 @@ class Llama:
         layer = self.parameters.layers[-1]
         query = self.project(x, layer, positions, slots, page)
         if not step.all_drawn:
-            drawn = arrays.drawn[: step.drawn]
-            query, residual = query[drawn], residual[drawn]
+            residual = residual[arrays.drawn[: step.drawn]]
         x = self.mlp(layer.out(attention.drawn(query, page).flatten(1)), residual, layer)
         return rms_norm(residual, self.parameters.norm.weight, self.spec.rms_eps, x)

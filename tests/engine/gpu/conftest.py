@@ -24,10 +24,10 @@ def open_gpu() -> Opener:
     from services.engine.plan import Limits
     from shared.config import EngineConfig
 
-    def opened(path: Path, block_size: int = 8, blocks: int = 64) -> "Gpu":
+    def opened(path: Path, block_size: int = 8, blocks: int = 64, deterministic: bool = False) -> "Gpu":
         config = EngineConfig(
             id="test", model=str(path), block_size=block_size, kv_tokens=(blocks - 1) * block_size,
-            dtype="bfloat16" if torch.cuda.is_available() else "float32",
+            dtype="bfloat16" if torch.cuda.is_available() else "float32", deterministic=deterministic,
         )  # fmt: skip
         limits = Limits(max_running=8, token_budget=32, prefill_budget=32)
         return open_device(config, torch.device("cuda:0" if torch.cuda.is_available() else "cpu"), limits)

@@ -126,3 +126,31 @@ def test_one_broken_row_is_marked_and_harms_no_other(hub: Writer, open_gpu: Open
     rows = (Row(tuple(IDS[:5]), 0, (1,), 0), Row((95, 95, 95), 0, (2,), 1))
     found = answers(gpu, Plan(rows, (draw(1, slot=1), draw(0, slot=0)), ()))
     assert [answer.token for answer in found] == [-1, next_ids(config, tensors, IDS[:5], 1)[0]]
+
+
+def test_deterministic_to_the_bit(hub: Writer, open_gpu: Opener) -> None:
+    """The logits of a token are the same bits alone, in company, in chunks, and when another engine computes it again."""
+    config = reference.make_config("LlamaForCausalLM")
+    gpu = open_gpu(hub(config, reference.make_tensors(config)), deterministic=True)
+    seen: list[torch.Tensor] = []
+    head = gpu.model.parameters.head
+
+    def spy(x: torch.Tensor) -> torch.Tensor:
+        seen.append(head(x))
+        return seen[-1]
+
+    object.__setattr__(gpu.model.parameters, "head", spy)
+    prompt, other = IDS[:19], Row(tuple(IDS[30:41]), 0, (6, 7), 1)
+    whole = Row(tuple(prompt), 0, (1, 2, 3), 0)
+    answers(gpu, Plan((whole,), (draw(0),), ()))
+    answers(gpu, Plan((other, whole._replace(told=0)), (draw(0, slot=1), draw(1)), ()))
+    answers(gpu, Plan((Row(tuple(prompt[:10]), 0, (4, 5), 2),), (), ()))
+    answers(gpu, Plan((Row(tuple(prompt[10:18]), 10, (4, 5, 8), 2, 2),), (), ()))
+    answers(gpu, Plan((Row((prompt[18],), 18, (4, 5, 8), 2, 3),), (draw(0, slot=2),), ()))
+    alone, company, pieces = seen[0][0], seen[1][1], seen[2][0]
+    if EXACT:  # the interpreter's products are numpy's, which promises no order
+        torch.testing.assert_close(company, alone)
+        torch.testing.assert_close(pieces, alone)
+    else:
+        assert torch.equal(company, alone)
+        assert torch.equal(pieces, alone)
