@@ -89,24 +89,18 @@ class Function:
     def store_shared(self, value: Value, base: Value, offset: int) -> None:
         self.build.atomic_rmw("xchg", self.at(base, offset), value, "seq_cst")
 
-    def spin(self, again: Callable[[], Value], patience: int = 1 << 20) -> None:
-        """While again(): pause; after so many in a row, offer the core to whoever wants it."""
+    def repeat(self, body: Callable[[list[Value]], tuple[list[Value], Value]], carried: Sequence[Value] = ()) -> None:
+        """do { next values, again = body(values) } while (again)"""
         build, before = self.build, self.build.block
-        head, wait, leave, after = (self.value.append_basic_block() for _ in range(4))
-        build.branch(head)
-        build.position_at_end(head)
-        count = build.phi(I64)
-        count.add_incoming(number(0), before)
-        more = build.add(count, number(1))
-        build.cbranch(again(), wait, after)
-        build.position_at_end(wait)
-        self.call("llvm.x86.sse2.pause", VOID)
-        count.add_incoming(more, wait)
-        build.cbranch(build.icmp_signed("<", more, number(patience)), head, leave)
-        build.position_at_end(leave)
-        self.call("sched_yield", I32)
-        count.add_incoming(number(0), leave)
-        build.branch(head)
+        inside, after = (self.value.append_basic_block() for _ in range(2))
+        build.branch(inside)
+        build.position_at_end(inside)
+        values = [build.phi(value.type) for value in carried]
+        following, again = body(list(values))
+        for phi, value, next_value in zip(values, carried, following, strict=True):
+            phi.add_incoming(value, before)
+            phi.add_incoming(next_value, build.block)
+        build.cbranch(again, inside, after)
         build.position_at_end(after)
 
     def loop(

@@ -2,8 +2,8 @@
 
 A kernel is one or two phases of items; all of a phase are done before the next begins. Items are claimed one by one, and nobody
 waits for a thread that has claimed none: if the system has taken a helper's core away, the caller does its items. (OpenMP's
-barriers wait for every thread: beside a busy streamer on two cores a step took a time slice per barrier.) Between kernels
-helpers spin, as long as somebody is `awake`; then they sleep.
+barriers wait for every thread: beside a busy streamer on two cores a step took a time slice per barrier.) Between the kernels
+of a step helpers spin; after a third of a millisecond without work they sleep, until the next kernel wakes them.
 
 What is left of a phase is one 64-bit word, its number above and the count of unclaimed items below: a claim is a
 compare-and-swap, so a helper that comes late cannot claim from a phase that it has not seen.
@@ -12,14 +12,13 @@ compare-and-swap, so a helper that comes late cannot claim from a phase that it 
 import ctypes
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
 from kernels.cpu.jit import I64, POINTER, VOID, Function, Module, Value, compile, function_type, number, pointer_to
 
-SPINS = 2000  # looks at the word before a helper offers its core to others
+SPINS = 10_000  # looks at the word before a helper goes to sleep
 ITEM = function_type(POINTER, I64)  # what a phase's item is done by: (call, item)
 
 
@@ -32,11 +31,11 @@ class Board(ctypes.Structure):
         ("left", ctypes.c_int64),  # items that are not done
         ("phase", ctypes.c_void_p),
         ("call", ctypes.c_void_p),
-        ("awake", ctypes.c_int64),
+        ("serving", ctypes.c_int64),  # helpers that are not asleep
     )
 
 
-WORD, LEFT, PHASE, CALL, AWAKE = (getattr(Board, name).offset for name in ("word", "left", "phase", "call", "awake"))
+WORD, LEFT, PHASE, CALL, SERVING = (getattr(Board, name).offset for name in ("word", "left", "phase", "call", "serving"))
 
 
 def _work(module: Value) -> None:
@@ -72,20 +71,36 @@ def _lead(module: Value) -> None:
         number_ = fn.build.add(fn.build.lshr(fn.load_shared(board, WORD), number(32)), number(1))
         fn.store_shared(fn.build.or_(fn.build.shl(number_, number(32)), count), board, WORD)
         fn.call("work", VOID, board)
-        fn.spin(lambda: fn.build.icmp_signed(">", fn.load_shared(board, LEFT), number(0)))
+        _await(fn, board)
     fn.build.ret_void()
 
 
+def _await(fn: Function, board: Value) -> None:
+    """Until what others have claimed is done."""
+
+    def look(_: list[Value]) -> tuple[list[Value], Value]:
+        fn.call("llvm.x86.sse2.pause", VOID)
+        return [], fn.build.icmp_signed(">", fn.load_shared(board, LEFT), number(0))
+
+    fn.repeat(look)
+
+
 def _serve(module: Value) -> None:
-    """serve(board): help until nobody is awake."""
+    """serve(board): help until there has been nothing to do for a while."""
     fn = Function(module, "serve", [POINTER])
     build, [board] = fn.build, fn.arguments
+    build.atomic_rmw("add", fn.at(board, SERVING), number(1), "seq_cst")
 
-    def idle() -> Value:
+    def look(last: list[Value]) -> tuple[list[Value], Value]:
+        seen, spins = last
         fn.call("work", VOID, board)
-        return build.icmp_signed("!=", fn.load_shared(board, AWAKE), number(0))
+        fn.call("llvm.x86.sse2.pause", VOID)
+        word = fn.load_shared(board, WORD)
+        spins = build.select(build.icmp_signed("==", word, seen), build.add(spins, number(1)), number(0))
+        return [word, spins], build.icmp_signed("<", spins, number(SPINS))
 
-    fn.spin(idle, SPINS)
+    fn.repeat(look, [number(0), number(0)])
+    build.atomic_rmw("sub", fn.at(board, SERVING), number(1), "seq_cst")
     build.ret_void()
 
 
@@ -107,40 +122,29 @@ class Team:
         self.board = Board()
         self.at = ctypes.addressof(self.board)
         self.lead, self.serve = _compiled()
-        self.wake: list[threading.Event] = []
+        self.bells: list[threading.Event] = []
 
     def run(self, call: ctypes.Structure, first: tuple[int, int], second: tuple[int, int]) -> None:
-        """Two phases, each the address of its function and the count of its items."""
+        """Two phases, each the address of its function and the count of its items; by as many threads as torch has."""
+        helpers = torch.get_num_threads() - 1
+        if self.board.serving < helpers:
+            self._wake(helpers)
         self.lead(self.at, ctypes.addressof(call), *first, *second)
 
-    @contextmanager
-    def awake(self, threads: int) -> Iterator[None]:
-        """Helpers stand by: as many as there are threads beside the caller. Without this the caller works alone."""
-        while len(self.wake) < threads - 1:
-            self.wake.append(threading.Event())
-            threading.Thread(target=self._help, args=(self.wake[-1],), name="helper", daemon=True).start()
-        self.board.awake = 1
-        for event in self.wake[: threads - 1]:
-            event.set()
-        try:
-            yield
-        finally:
-            self.board.awake = 0
+    def _wake(self, helpers: int) -> None:
+        while len(self.bells) < helpers:
+            self.bells.append(threading.Event())
+            threading.Thread(target=self._help, args=(self.bells[-1],), name="helper", daemon=True).start()
+        for bell in self.bells[:helpers]:
+            bell.set()
 
-    def _help(self, wake: threading.Event) -> None:
+    def _help(self, bell: threading.Event) -> None:
         while True:
-            wake.wait()
-            wake.clear()
+            bell.wait()
+            bell.clear()
             self.serve(self.at)
 
 
 @functools.cache
 def team() -> Team:
     return Team()
-
-
-@contextmanager
-def awake() -> Iterator[None]:
-    """As many threads as torch has work on what kernels run meanwhile."""
-    with team().awake(torch.get_num_threads()):
-        yield

@@ -1,14 +1,12 @@
 """The device side of an engine: a model and its pages; a plan in, sampled tokens out. Called from one thread."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from kernels.cpu import jit
-from kernels.cpu.team import awake
 from services.engine import batch, ferry, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
@@ -97,7 +95,7 @@ class Forward:
 
     def run(self, plan: Plan) -> list[Sampled]:
         """Copies, then the forward, then one answer per draw, in order. Token -1: the draw's logits were not finite."""
-        with torch.inference_mode(), awake() if jit.available() else nullcontext():
+        with torch.inference_mode():
             if plan.copies:
                 self.pages.copy(plan.copies)
             if not plan.rows:

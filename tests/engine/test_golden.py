@@ -47,13 +47,22 @@ def test_shuffled_blocks(smollm2: Forward) -> None:
         check(output, record)
 
 
+@pytest.mark.skipif(not jit.available(), reason="no AVX2 here")
 def test_auto_says_the_same(smollm2_path: Path) -> None:
-    """With our own kernels word for word; elsewhere 8-bit activations may turn a near tie, after which texts differ."""
+    """With our own kernels, word for word: prompts together, then decode rows together."""
     forward = Forward(smollm2_path, "auto", num_blocks=640, block_size=16)
     forward.warm_up()
-    longest = max(len(record["output_ids"]) for record in RECORDS) if jit.available() else 1
+    longest = max(len(record["output_ids"]) for record in RECORDS)
     outputs = generate(forward, [r["prompt_ids"] for r in RECORDS], tables(16), 16, longest)
-    if jit.available():
-        for output, record in zip(outputs, RECORDS, strict=True):
-            check(output, record)
+    for output, record in zip(outputs, RECORDS, strict=True):
+        check(output, record)
+
+
+def test_auto_is_close_where_our_kernels_do_not_run(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8-bit activations may turn a near tie, after which texts differ; most first tokens must be the recorded ones."""
+    monkeypatch.setattr(jit, "available", lambda: False)
+    forward = Forward(smollm2_path, "auto", num_blocks=256, block_size=16)
+    forward.warm_up()
+    assert not any("native" in names for names in forward.forms.values())
+    outputs = generate(forward, [r["prompt_ids"] for r in RECORDS], tables(16, 16), 16, 2)
     assert sum(output[0] == r["output_ids"][0] for output, r in zip(outputs, RECORDS, strict=True)) >= 13

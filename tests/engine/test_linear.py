@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from kernels.cpu import jit
-from kernels.cpu.team import awake
 from services.engine import linear
 from services.engine.linear import FORMS, Best, Chosen, Dense, Grouped, gate, plain, stack
 from services.engine.norm import Norm
@@ -75,8 +74,7 @@ def test_native_rows_do_not_know_each_other(threads: int) -> None:
     torch.set_num_threads(threads)
     alone = torch.cat([form(row.unsqueeze(0)) for row in x])
     for _ in range(50):
-        with awake():
-            assert form(x).equal(alone) and form(x[:2]).equal(alone[:2])
+        assert form(x).equal(alone) and form(x[:2]).equal(alone[:2])
     torch.set_num_threads(before)
 
 
