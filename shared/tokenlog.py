@@ -64,6 +64,7 @@ class Follower:
         self.choices = [Choice() for _ in range(choices)]
         self.failure: Fail | None = None
         self.prompt_tokens = 0
+        self.fruitless = 0  # claims since the last token: attempts that ended before they could say anything
         for choice, packed in zip(self.choices, given, strict=False):
             choice.extend(packed)
         for choice, end in zip(self.choices, ends, strict=False):
@@ -112,6 +113,7 @@ class Follower:
         if self.ended or claim.epoch <= self.epoch:
             return Verdict.NOTHING
         self.epoch = claim.epoch
+        self.fruitless += 1
         self.prompt_tokens = claim.prompt_tokens
         return Verdict.NEWS
 
@@ -125,6 +127,7 @@ class Follower:
         fresh = record.ids[len(known) :]
         if not fresh:
             return Verdict.NOTHING
+        self.fruitless = 0
         choice.extend(fresh, (record.logprobs or ())[len(known) // 4 :])
         return Verdict.NEWS
 
