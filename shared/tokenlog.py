@@ -64,6 +64,7 @@ class Follower:
         self.choices = [Choice() for _ in range(choices)]
         self.failure: Fail | None = None
         self.prompt_tokens = 0
+        self.fenced = 0  # tokens and ends of attempts that do not count (any more)
         self.fruitless = 0  # claims since the last token: attempts that ended before they could say anything
         for choice, packed in zip(self.choices, given, strict=False):
             choice.extend(packed)
@@ -80,7 +81,7 @@ class Follower:
 
     def inherit(self, before: "Follower") -> None:
         """Keep what an earlier attempt's log told beside the tokens that this one was given."""
-        self.prompt_tokens = before.prompt_tokens
+        self.prompt_tokens, self.fenced = before.prompt_tokens, before.fenced
         for choice, known in zip(self.choices, before.choices, strict=False):
             choice.logprobs[: len(known.logprobs)] = known.logprobs[: len(choice.ids)]
 
@@ -98,6 +99,7 @@ class Follower:
         if self.ended or isinstance(record, Claim):
             return self._claim(record) if isinstance(record, Claim) else Verdict.NOTHING
         if not isinstance(record, Tokens | End | Fail) or record.epoch != self.epoch:
+            self.fenced += 1
             return Verdict.NOTHING
         if isinstance(record, Fail):
             self.failure = record

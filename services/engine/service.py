@@ -78,7 +78,9 @@ class Engine:
                 await self.news.wait()
                 continue
             self.jobs.note_starts(plan)
+            self.life.working_since = loop.time()
             sampled = await loop.run_in_executor(self.thread, self.device.run, plan)
+            self.life.working_since = 0.0
             if sampled is not None:
                 self.jobs.report(self.scheduler.commit(sampled))
             await self.publisher.room()

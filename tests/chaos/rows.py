@@ -32,7 +32,7 @@ class Row:
     seconds: float = 4.0
     loses: bool = False  # the broker loses data and a streamer may go with it: `stream_lost` is allowed
     fails: int = 0  # stages die by themselves
-    counts: Mapping[str, int] = TWO
+    counts: Mapping[str, int] = field(default_factory=lambda: TWO)
     env: Mapping[str, str] = field(default_factory=dict)
     proxied: bool = False
     users: int = 16
