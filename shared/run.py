@@ -22,6 +22,7 @@ from shared.messages import Beat
 from shared.stats import Stats
 
 BEAT_S = 1.0
+SLOW_S, STUCK_S = 10.0, 60.0  # without progress in what must make progress: not ready; and not to be waited for any longer
 ENDING_S = 2.0
 EXIT_USAGE = 2  # a configuration that cannot work: restarting would not help
 EXIT_FAILURE = 1
@@ -39,6 +40,7 @@ class Life(Generic[_Config]):
         self.stopping = asyncio.Event()
         self.detail = "starting"
         self.ready = False
+        self.working_since = 0.0  # the loop's time at which something began that must end (a step); 0: nothing
         self.incarnation = ""
         self.on_new_broker: Callable[[], Awaitable[None]] | None = None
         self.on_beat: Callable[[], Awaitable[None]] | None = None
@@ -57,13 +59,22 @@ class Life(Generic[_Config]):
         self.ready, self.detail = False, why
         log.error("%s: %s", self.config.id, why)
 
+    def working_s(self) -> float:
+        return asyncio.get_running_loop().time() - self.working_since if self.working_since else 0.0
+
+    def _check_progress(self) -> None:
+        """A device that never answers holds a thread that nobody can end: the process goes, and is started again."""
+        if self.working_s() > STUCK_S:
+            log.error("%s: no progress for %.0f s", self.config.id, STUCK_S)
+            os._exit(EXIT_FAILURE)
+
     def _beat(self) -> Beat:
         return Beat(
             stage=self.stage,
             id=self.config.id,
             pid=os.getpid(),
             host=socket.gethostname(),
-            ready=self.ready and not self.stopping.is_set(),
+            ready=self.ready and not self.stopping.is_set() and self.working_s() < SLOW_S,
             detail=self.detail,
             counters=dict(self.stats.counters),
             gauges=self.stats.gauge_values(),
@@ -80,6 +91,7 @@ class Life(Generic[_Config]):
     async def heartbeat(self) -> None:
         """Show this process to the mesh each second, and notice when the broker is another than before."""
         while not self.stopping.is_set():
+            self._check_progress()
             try:
                 await self._meet_broker()
                 await self.bus.beat(self._beat())

@@ -64,6 +64,8 @@ class Follower:
         self.choices = [Choice() for _ in range(choices)]
         self.failure: Fail | None = None
         self.prompt_tokens = 0
+        self.fenced = 0  # tokens and ends of attempts that do not count (any more)
+        self.fruitless = 0  # claims since the last token: attempts that ended before they could say anything
         for choice, packed in zip(self.choices, given, strict=False):
             choice.extend(packed)
         for choice, end in zip(self.choices, ends, strict=False):
@@ -79,7 +81,7 @@ class Follower:
 
     def inherit(self, before: "Follower") -> None:
         """Keep what an earlier attempt's log told beside the tokens that this one was given."""
-        self.prompt_tokens = before.prompt_tokens
+        self.prompt_tokens, self.fenced = before.prompt_tokens, before.fenced
         for choice, known in zip(self.choices, before.choices, strict=False):
             choice.logprobs[: len(known.logprobs)] = known.logprobs[: len(choice.ids)]
 
@@ -97,6 +99,7 @@ class Follower:
         if self.ended or isinstance(record, Claim):
             return self._claim(record) if isinstance(record, Claim) else Verdict.NOTHING
         if not isinstance(record, Tokens | End | Fail) or record.epoch != self.epoch:
+            self.fenced += 1
             return Verdict.NOTHING
         if isinstance(record, Fail):
             self.failure = record
@@ -112,6 +115,7 @@ class Follower:
         if self.ended or claim.epoch <= self.epoch:
             return Verdict.NOTHING
         self.epoch = claim.epoch
+        self.fruitless += 1
         self.prompt_tokens = claim.prompt_tokens
         return Verdict.NEWS
 
@@ -125,6 +129,7 @@ class Follower:
         fresh = record.ids[len(known) :]
         if not fresh:
             return Verdict.NOTHING
+        self.fruitless = 0
         choice.extend(fresh, (record.logprobs or ())[len(known) // 4 :])
         return Verdict.NEWS
 

@@ -19,4 +19,7 @@ async def catch_up(bus: Bus, job: Job) -> bool:
     said = [record for step in steps for record in step.records if record.request == work.request]
     ours = follower.continues(job.epoch, said)
     job.choices = follower.choices
+    job.lost = min(
+        work.tries, follower.fruitless - 1
+    )  # engines that died, and without a token: one that had one did not die of it
     return ours

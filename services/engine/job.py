@@ -25,6 +25,7 @@ class Job:
     started_at: float = 0.0
     first_token_at: float = 0.0
     cached_tokens: int = 0
+    lost: int = 0  # engines that died with it, one after the other, and had no token from it
 
     @cached_property
     def epoch(self) -> Epoch:

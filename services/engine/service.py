@@ -30,7 +30,7 @@ from shared.tokenlog import Choice
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
 LEASE_EVERY_S = 0.25
-MAX_TRIES = 3  # engines lost with a request before it is given up as poison
+ALONE_AFTER, MAX_LOST = 2, 3  # engines lost with a request until it runs alone, and until it is given up as poison
 RETRY_S = 0.5
 log = logging.getLogger("headrace")
 
@@ -51,6 +51,7 @@ class Engine:
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.jobs = Jobs(scheduler, self.publisher, life.stats, tier)
         self.loading: dict[asyncio.Task[None], int] = {}  # how many sequences each will bring
+        self.parked: list[Job] = []  # ours, and waiting to run alone
         self.news = asyncio.Event()
         life.on_new_broker = self._forget_cancels
 
@@ -94,7 +95,9 @@ class Engine:
                 await self.news.wait()
                 continue
             self.jobs.note_starts(plan)
+            self.life.working_since = loop.time()
             sampled = await loop.run_in_executor(self.thread, self.device.run, plan)
+            self.life.working_since = 0.0
             if sampled is not None:
                 self.jobs.report(self.scheduler.commit(sampled))
             await self.publisher.room()
@@ -104,7 +107,8 @@ class Engine:
 
     async def intake(self) -> None:
         while not self.life.stopping.is_set():
-            room = self.scheduler.max_running - self.scheduler.open - sum(self.loading.values())
+            self._begin_parked()
+            room = self._room()
             if room <= 0:
                 self.jobs.freed.clear()
                 await self.jobs.freed.wait()
@@ -115,6 +119,20 @@ class Engine:
             except BusDown as error:
                 log.warning("%s: %s", self.life.config.id, error)
                 await asyncio.sleep(RETRY_S)
+
+    def _room(self) -> int:
+        """None beside a request that must be alone, or waits to be."""
+        alone = self.parked or any(job.lost >= ALONE_AFTER for job in self.jobs.open.values())
+        return 0 if alone else self.scheduler.max_running - self.scheduler.open - sum(self.loading.values())
+
+    def _begin_parked(self) -> None:
+        if not self.parked or self.jobs.open:
+            return
+        job = self.parked.pop(0)
+        if (refusal := self._refusal(job)) is not None:
+            self.jobs.fail(job, *refusal)
+        else:
+            self._enter(job)
 
     async def _take(self, delivery: Delivery) -> None:
         work = delivery.message
@@ -142,18 +160,26 @@ class Engine:
             self.publisher.put(job.work.partition, job.claim())
             self._enter(job)
         elif await catch_up(self.bus, job):
-            self.life.stats.counters["takeovers"] += 1
-            self._enter(job)
+            self._take_over(job)
         else:
             self.publisher.ack(job.entry)
+
+    def _take_over(self, job: Job) -> None:
+        """Go on with what another engine had. What may have killed it must not kill others' requests again."""
+        self.life.stats.counters["takeovers"] += 1
+        self.life.stats.counters["replayed_tokens"] += sum(len(choice.ids) for choice in job.choices)
+        if job.lost >= MAX_LOST:
+            self.jobs.fail(job, "engine_crash", f"{MAX_LOST} engines were lost while they served this request")
+        elif job.lost >= ALONE_AFTER and self.jobs.open:
+            self.parked.append(job)
+        else:
+            self._enter(job)
 
     def _refusal(self, job: Job) -> tuple[ErrorCode, str] | None:
         if 1000 * time.time() > job.work.deadline_ms:
             return "deadline_exceeded", "the request's time ran out before an engine was free"
         if self.cancels.covers(job.work.request, job.work.generation):
             return "cancelled", "cancelled before it began"
-        if job.work.tries >= MAX_TRIES:
-            return "engine_crash", f"{MAX_TRIES} engines were lost while they served this request"
         return None
 
     def _enter(self, job: Job) -> None:
@@ -195,7 +221,7 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.life.stopping.wait(), LEASE_EVERY_S)
             try:
-                ours = list(self.jobs.open.values())  # before asking: what comes in meanwhile is not in the answer
+                ours = [*self.jobs.open.values(), *self.parked]  # before asking: what comes in meanwhile is not in the answer
                 held = await self.group.refresh([job.entry for job in ours])
                 for job in [job for job in ours if job.entry not in held]:
                     self._lose(job)
@@ -206,6 +232,9 @@ class Engine:
 
     def _lose(self, job: Job) -> None:
         """Somebody else has taken over; if the job has ended meanwhile, nothing is lost."""
+        if job in self.parked:
+            self.parked.remove(job)
+            self.jobs.freed.set()
         if self.jobs.open.get(job.work.request) is job:
             self.life.stats.counters["leases_lost"] += 1
             self.jobs.drop(job)
@@ -228,7 +257,7 @@ class Engine:
         await self.publisher.flushed()
         if self.tier is not None:
             await self.tier.hand_over(self.scheduler.running)
-        jobs = list(self.jobs.open.values())
+        jobs, self.parked = [*self.jobs.open.values(), *self.parked], []
         for job in jobs:
             self.jobs.drop(job)
         items: list[tuple[str, Message]] = [(self.bus.names.work, job.handed_on(crashed=False)) for job in jobs]

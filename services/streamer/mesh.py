@@ -24,6 +24,7 @@ class Mesh(Collector):
         self._bus, self._model = bus, model
         self.beats: list[Beat] = []
         self.queues: dict[str, int] = {"submit": 0, "work": 0}
+        self.dead = 0
         self.admitted = 0  # by this streamer since the last look
         self._pace = Pace()
         self.registry = CollectorRegistry()
@@ -32,7 +33,7 @@ class Mesh(Collector):
     async def look(self) -> None:
         self.beats = await self._bus.members()
         names = self._bus.names
-        submit, work = await self._bus.depths([names.submit, names.work])
+        submit, work, self.dead = await self._bus.depths([names.submit, names.work, names.dead])
         self.queues = {"submit": submit, "work": work}
         self.admitted = 0
         self._pace.look(time.monotonic(), self._finished(), self.waiting)
@@ -86,6 +87,9 @@ class Mesh(Collector):
         depth = GaugeMetricFamily("headrace_queue_depth", "Entries outstanding in a stream", labels=("stream",))
         for stream, entries in self.queues.items():
             depth.add_metric((stream,), entries)
+        dead = GaugeMetricFamily("headrace_dead_letters", "Messages that could not be read, kept for people")
+        dead.add_metric((), self.dead)
+        yield dead
         yield up
         yield depth
         yield from self._plain(CounterMetricFamily, lambda beat: beat.counters, "since start")

@@ -14,6 +14,7 @@ from typing import Any
 from services.streamer.keys import ANYBODY, Key
 from services.streamer.restore import restore
 from services.streamer.session import Session
+from services.streamer.timeline import timeline
 from shared.bus import Bus, BusDown
 from shared.config import StreamerConfig
 from shared.messages import Cancel, Record, Step, Submit
@@ -93,6 +94,9 @@ class Streamer:
     def close(self, session: Session) -> None:
         """The client has its terminal event, or has left: stop serving, and stop engines from working for nobody."""
         self._forget(session)
+        self.life.stats.counters["fenced_records"] += session.follower.fenced
+        if log.isEnabledFor(logging.INFO):
+            log.info("%s", timeline(session))
         if not session.follower.ended and not session.superseded:
             self.start(self._cancel(session.record, None))
 

@@ -16,6 +16,7 @@ from services.up.ask import AskFailed, ask
 from services.up.broker import Broker
 from services.up.options import Options, check_port
 from services.up.supervise import Child, Unusable, stage_child
+from services.up.watch import LOOK_S, Watch
 from shared.bus import Bus, BusDown
 from shared.config import ConfigError, MeshConfig
 from shared.host import usable_cores
@@ -23,7 +24,7 @@ from shared.messages import Beat
 from shared.run import EXIT_FAILURE, EXIT_USAGE
 from shared.vocab import load_vocab
 
-LOOK_S = 0.2  # while starting; afterwards the supervisor sleeps until a process ends
+START_LOOK_S = 0.2  # while starting; afterwards the supervisor sleeps until a process ends
 BROKER_S = 10.0
 
 
@@ -56,6 +57,7 @@ async def _run(options: Options, console: Console, broker: Broker | None, stoppi
     bus = Bus(url, config.served_name, patience_s=BROKER_S)
     children: list[Child] = []
     keeping: list[asyncio.Task[None]] = []
+    watching: asyncio.Task[None] | None = None
 
     def keep(child: Child) -> None:
         children.append(child)
@@ -70,14 +72,29 @@ async def _run(options: Options, console: Console, broker: Broker | None, stoppi
             raise ConfigError(f"no broker answers at {url}: {error}; start one, or unset REDIS_URL to have your own") from error
         for child in _stages(options, url, folder):
             keep(child)
+        watching = asyncio.create_task(_watch(bus, children))
         return await _until_stopped(options, console, bus, keeping, stopping)
     except BusDown as error:
         console.print(f"headrace: {error}", style="red", markup=False)
         return EXIT_FAILURE
     finally:
+        if watching is not None:
+            watching.cancel()
         await _end(children)
         await asyncio.gather(*keeping, return_exceptions=True)
         await bus.close()
+
+
+async def _watch(bus: Bus, children: list[Child]) -> None:
+    """End what is stuck: it is started again like anything that dies."""
+    watch = Watch()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        alive = {child.process.pid: child for child in children if child.process and child.process.returncode is None}
+        with contextlib.suppress(BusDown):
+            showing = [beat.pid for beat in await bus.members()]
+            for pid in watch.stuck(time.monotonic(), showing, alive):
+                alive[pid].kill_stuck()
 
 
 def _stages(options: Options, url: str, folder: str) -> list[Child]:
@@ -153,4 +170,4 @@ async def _all_ready(options: Options, bus: Bus, status: Status) -> None:
             return
         details = {beat.stage: beat.detail for beat in beats if not beat.ready}
         status.update(" · ".join(f"{stage}: {details.get(stage, 'starting')}" for stage, n in waiting.items() if n > 0))
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(START_LOOK_S)

@@ -61,6 +61,12 @@ class Child:
                 await asyncio.wait_for(self.ending.wait(), pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
+    def kill_stuck(self) -> None:
+        assert self.process is not None
+        log.warning("%s shows itself no more: killed", self.name)
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
     async def end(self) -> None:
         self.ending.set()
         process = self.process

@@ -32,7 +32,7 @@ class Row:
     seconds: float = 4.0
     loses: bool = False  # the broker loses data and a streamer may go with it: `stream_lost` is allowed
     fails: int = 0  # stages die by themselves
-    counts: Mapping[str, int] = TWO
+    counts: Mapping[str, int] = field(default_factory=lambda: TWO)
     env: Mapping[str, str] = field(default_factory=dict)
     proxied: bool = False
     users: int = 16
@@ -65,19 +65,19 @@ async def _at_random_times(field: Field, times: int, deed: Callable[[], Awaitabl
 # -- processes that die ------------------------------------------------------------------------------------------------
 
 
-@row("K1", "kill -9 a tokenizer, thrice", "P1-P4")
+@row("K1", "kill -9 a tokenizer, and again once it is back", "P1-P4")
 async def kill_tokenizers(field: Field) -> None:
-    await _at_random_times(field, 3, lambda: _kill(field, "tokenizer"), (0.1, 1.2))
+    await _one_by_one(field, "tokenizer")
 
 
-@row("K2", "kill -9 an engine, twice", "P1-P4")
+@row("K2", "kill -9 an engine, and again once it is back", "P1-P4")
 async def kill_engines(field: Field) -> None:
-    await _at_random_times(field, 2, lambda: _kill(field, "engine"), (0.1, 2.0))
+    await _one_by_one(field, "engine")
 
 
-@row("K3", "kill -9 a streamer, twice: clients come back with their cursor", "P1, P2, P4")
+@row("K3", "kill -9 a streamer, and again: clients come back with their cursor", "P1, P2, P4")
 async def kill_streamers(field: Field) -> None:
-    await _at_random_times(field, 2, lambda: _kill(field, "streamer"), (0.1, 2.0))
+    await _one_by_one(field, "streamer")
 
 
 @row("K5", "kill -9 everything at once", "P1, P5", loses=True)
@@ -93,6 +93,13 @@ async def storm(field: Field) -> None:
         await _kill(field, field.rng.choice(("tokenizer", "engine", "streamer")))
 
     await _at_random_times(field, 8, one, (0.3, 2.0))
+
+
+async def _one_by_one(field: Field, stage: str) -> None:
+    for _ in range(2):
+        await asyncio.sleep(field.rng.uniform(0.1, 1.5))
+        await _kill(field, stage)
+        await field.mesh.until_ready()  # a replica is there at every moment
 
 
 async def _kill(field: Field, stage: str) -> None:

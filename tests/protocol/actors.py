@@ -14,9 +14,9 @@ from services.streamer.attach import attach
 from services.streamer.service import Streamer
 from services.streamer.session import Delta, Session, StreamError
 from shared.bus import FIELD, START, BusDown
-from shared.codec import encode
+from shared.codec import encode_step
 from shared.config import StreamerConfig
-from shared.messages import Cancel, FinishReason, Message, Record, Sampling, Step, Submit, Work
+from shared.messages import Cancel, FinishReason, Message, Record, Sampling, Submit, Work
 from shared.readers import Group, Tail
 from shared.stats import Stats
 from shared.tokenlog import Choice
@@ -114,7 +114,7 @@ class Engine:
 
     def draw(self, job: Job, at: int, choice: Choice) -> None:
         before = choice.ids[-1] if choice.ids else root(job.work.request)
-        job.advance(at, Sampled(self.tokens.draw(at, before)))
+        job.fresh[at] = [Sampled(self.tokens.draw(at, before))]
         self.said += job.tell(at)
         reason = job.complete().get(at)
         if reason is not None:
@@ -136,8 +136,7 @@ class Engine:
             said, acks = self.said, self.acks
             self.said, self.acks = [], []
             if said:
-                packed = encode(Step(records=tuple(said)))
-                await self.bus.run([("XADD", self.bus.names.tokens("p"), "MINID", "~", 0, "*", FIELD, packed)])
+                await self.bus.run([("XADD", self.bus.names.tokens("p"), "MINID", "~", 0, "*", FIELD, encode_step(said))])
             await self.group.ack(acks)
 
     async def leases(self) -> None:

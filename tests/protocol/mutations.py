@@ -7,8 +7,9 @@ from unittest.mock import patch
 
 from services.engine.job import Job
 from services.streamer import attempts
-from shared.bus import Bus
-from shared.messages import Claim, End, LogRecord, Record, Tokens
+from shared.bus import FIELD, Bus
+from shared.codec import encode_step
+from shared.messages import Claim, End, LogRecord, Record, Step, Tokens
 from shared.readers import Group
 from shared.tokenlog import Choice, Follower, Verdict, counts_of
 from tests.protocol.actors import Engine
@@ -79,11 +80,8 @@ async def _all_held(self: Group, entries: list[str]) -> set[str]:
 
 async def _own_claim_only(bus: Bus, job: Job) -> bool:
     """The engine continues from what the record says, and does not read the log."""
-    from services.engine.catch_up import Follower as Reader
-    from shared.messages import Step
-
     await bus.append(bus.names.tokens(job.work.partition), Step(records=(job.claim(),)))
-    job.choices = Reader(0, job.work.sampling.n, job.work.given, job.work.ends).choices
+    job.choices = Follower(0, job.work.sampling.n, job.work.given, job.work.ends).choices
     return True
 
 
@@ -103,14 +101,9 @@ async def _acknowledge_first(self: Engine) -> None:
 
 
 async def _publish_said(self: Engine) -> None:
-    from shared.bus import FIELD
-    from shared.codec import encode
-    from shared.messages import Step
-
     said, self.said = self.said, []
     if said:
-        packed = encode(Step(records=tuple(said)))
-        await self.bus.run([("XADD", self.bus.names.tokens("p"), "*", FIELD, packed)])
+        await self.bus.run([("XADD", self.bus.names.tokens("p"), "*", FIELD, encode_step(said))])
 
 
 def _same_generation(mine: Record, now: Record | None, *rest: Any) -> Record | None:

@@ -146,3 +146,22 @@ def test_cursors(outputs: list[list[int]], seed: int) -> None:
 def test_what_is_no_cursor(text: str) -> None:
     with pytest.raises(ValueError, match="not a cursor"):
         counts_of(text, 1)
+
+
+def test_attempts_that_said_nothing_are_counted_and_others_fenced() -> None:
+    reader = Follower(0, 1)
+    for entry in range(1, 4):
+        reader.read(claim((0, entry, 0)))
+    assert reader.fruitless == 3
+    reader.read(tokens((0, 2, 0), [], [9]))
+    assert (reader.fruitless, reader.fenced) == (3, 1)
+    reader.read(tokens((0, 3, 0), [], [1]))
+    assert reader.fruitless == 0
+
+
+def test_only_what_ends_under_ones_own_claim_is_to_be_continued() -> None:
+    before = [claim(A), tokens(A, [], [1, 2]), claim(B)]
+    assert Follower(0, 1).continues(B, before)
+    assert not Follower(0, 1).continues(A, before), "a higher epoch"
+    assert not Follower(0, 1).continues(B, [*before, tokens(B, [1, 2, 3], [4])]), "a conflict"
+    assert not Follower(0, 1).continues(A, [*before[:2], end(A, 2)]), "an end"

@@ -1,0 +1,149 @@
+"""What safety costs and what a fault costs: python -m tests.chaos.figures [stalls] [overload] [idle] [checks]
+
+stalls: the longest wait that each of 16 streams saw when a process of each stage was killed with -9 under it.
+overload: tokens/s at ten times the users that fill the mesh, as a share of the tokens/s with just those; time to a refusal.
+idle: memory of a streamer per idle WebSocket. checks: what the token log's rules cost a reader, per token.
+"""
+
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+import time
+from statistics import median
+from typing import Any
+
+import psutil
+from aiohttp import ClientSession, TCPConnector, WSMsgType
+
+from shared.fields import pack_ids, unpack_ids
+from shared.messages import Claim, LogRecord, Tokens
+from shared.tokenlog import Follower, Verdict, digest
+from tests.chaos.__main__ import _high
+from tests.chaos.field import Field
+from tests.chaos.rows import TWO
+from tests.chaos.user import Tally, User
+from tests.mesh.harness import RunningMesh
+
+ROUNDS, STREAMS, IDLE = 3, 16, 10_000
+
+
+def say(name: str, **figures: Any) -> None:
+    sys.stdout.write(f"{name}: {', '.join(f'{key} {value}' for key, value in figures.items())}\n")
+    sys.stdout.flush()
+
+
+async def stalls() -> None:
+    async with RunningMesh(TWO, chain=True, env={"CHAIN_STEP_S": "0.004"}) as mesh:
+        for victim in ("none", "tokenizer-0", "engine-0", "streamer-0", "broker"):
+            tally = Tally()
+            for at in range(ROUNDS):
+                field = Field(mesh, random.Random(at), tally=tally)
+                await field.crowd(lambda field, name=victim: _kill(field, name), 0.1, STREAMS)  # type: ignore[misc, arg-type]
+                await mesh.until_ready()
+            assert not tally.failures, tally.failures
+            say(f"kill -9 {victim}", streams=len(tally.stalls), stall_p50_s=f"{median(tally.stalls):.2f}",
+                stall_p99_s=f"{_high(tally.stalls):.2f}", resume_p50_s=f"{median(tally.resume_s or [0.0]):.2f}",
+                resume_p99_s=f"{_high(tally.resume_s):.2f}")  # fmt: skip
+
+
+async def _kill(field: Field, name: str) -> None:
+    if name != "none":
+        field.kill(name, signal.SIGKILL)
+
+
+async def overload() -> None:
+    env = {"CHAIN_STEP_S": "0.02", "HEADRACE_STREAMER_MAX_WAIT_S": "2", "HEADRACE_ENGINE_MAX_RUNNING": "16"}
+    async with RunningMesh({"engine": 1, "streamer": 1}, chain=True, env=env) as mesh:
+        rates = []
+        for users in (16, 160):
+            tally, started = Tally(), time.monotonic()
+            crowd = [User(mesh, random.Random(at), tally, started + 15, (40, 60)) for at in range(users)]
+            refusals = asyncio.create_task(_refusals(mesh, started + 15))
+            await asyncio.gather(*(user.run() for user in crowd))
+            rates.append(tally.tokens / (time.monotonic() - started))
+            waits = await refusals
+            assert not tally.failures, tally.failures[:3]
+            say(f"{users} users", tokens_per_s=round(rates[-1]), refused=tally.refused, probes_refused=len(waits),
+                refusal_p99_ms=f"{1000 * _high(waits):.0f}")  # fmt: skip
+        say("goodput at 10x", share=f"{rates[1] / rates[0]:.2f}")
+
+
+async def _refusals(mesh: RunningMesh, until: float) -> list[float]:
+    """How long it takes to be told no, by HTTP."""
+    waits = []
+    async with ClientSession() as http:
+        while time.monotonic() < until:
+            asked = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with (
+                    asyncio.timeout(1),
+                    http.post(f"{mesh.url}/v1/completions", json={"prompt": [1], "max_tokens": 1}) as no,
+                ):
+                    if no.status == 429:
+                        waits.append(time.monotonic() - asked)
+            await asyncio.sleep(0.1)
+    return waits
+
+
+async def idle() -> None:
+    async with RunningMesh({}, chain=True) as mesh, ClientSession(connector=TCPConnector(limit=0)) as http:
+        child = mesh.children["streamer-0"].process
+        assert child is not None
+        streamer = psutil.Process(child.pid)
+        before = streamer.memory_info().rss
+        sockets = []
+        for at in range(IDLE):
+            sockets.append(await http.ws_connect(f"{mesh.url}/v1/ws"))
+            if at % 500 == 499:
+                await asyncio.sleep(0.1)
+        grown = streamer.memory_info().rss - before
+        streamer.cpu_percent()
+        await asyncio.sleep(5)
+        say(f"{IDLE} idle sockets", mib=round(grown / 2**20), kib_each=f"{grown / 1024 / IDLE:.1f}", cpu=streamer.cpu_percent())
+        ws = sockets[-1]
+        await ws.send_json({"type": "generate", "id": "a", "prompt": [1], "max_tokens": 5})
+        started = time.monotonic()
+        while (message := await ws.receive(timeout=20)).type is WSMsgType.TEXT and message.json()["type"] != "done":
+            pass
+        say("a request beside them", ms=f"{1000 * (time.monotonic() - started):.0f}")
+
+
+class Unchecked(Follower):
+    """Takes every token as it comes."""
+
+    def read(self, record: LogRecord) -> Verdict:
+        if isinstance(record, Tokens):
+            self.choices[record.choice].ids.extend(unpack_ids(record.ids))
+        return Verdict.NEWS
+
+
+def checks() -> None:
+    """Readers with all rules, and with none, over the same records of one token each."""
+    epoch, tokens = (0, 1, 0), list(range(1000))
+    records = [
+        Tokens(request="r", epoch=epoch, choice=0, first=at, digest=digest(pack_ids(tokens[:at])), ids=pack_ids([token]))
+        for at, token in enumerate(tokens)
+    ]
+    claim, times = Claim(request="r", epoch=epoch, prompt_tokens=1), {Follower: [0.0] * 0, Unchecked: [0.0] * 0}
+    for _ in range(50):
+        for cls, spent in times.items():
+            reader = cls(0, 1)
+            reader.read(claim)
+            started = time.perf_counter()
+            for record in records:
+                reader.read(record)
+            spent.append((time.perf_counter() - started) / len(records))
+    full, none = (1e6 * min(spent) for spent in times.values())
+    say("the log's rules", us_per_record=f"{full:.2f}", us_unchecked=f"{none:.2f}")
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1:] or ["stalls", "overload", "idle", "checks"]
+    for name in wanted:
+        measure = {"stalls": stalls, "overload": overload, "idle": idle, "checks": checks}[name]
+        if asyncio.iscoroutinefunction(measure):
+            asyncio.run(measure())
+        else:
+            measure()

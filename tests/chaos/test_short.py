@@ -1,0 +1,10 @@
+"""The campaign's short selection: a killed engine, a killed streamer, a zombie, a flush; one seed each."""
+
+from tests.chaos.__main__ import SHORT, campaign
+from tests.chaos.rows import ROWS
+
+
+async def test_the_short_selection() -> None:
+    for result in await campaign([ROWS[id] for id in SHORT], [1]):
+        assert not result.wrong, result.wrong
+        assert result.tally.requests > 10
