@@ -1,5 +1,6 @@
 """Fetching and storing pages, by blocking calls in threads of their own: the event loop and the device never wait here."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -89,12 +90,10 @@ class Fetcher:
         self._checkers = ThreadPoolExecutor(min(CHECKERS, usable_cores()), "verify")
 
     def connect(self) -> None:
-        """Before the first request: a GPU takes its time to lock a cache's memory."""
+        """Before the first request: a GPU takes its time to lock a cache's memory. One that is not there yet is no trouble."""
         for source in self._sources:
-            try:
+            with contextlib.suppress(CacheDown):
                 source.client(CONNECT_S)
-            except CacheDown as error:
-                self._failed(source, error)
 
     def find(self, labels: Sequence[Label]) -> Offer | None:
         """The cache from which fetching these pages saves the most; it may take as long as it saves."""
