@@ -57,7 +57,6 @@ async def measure(given: argparse.Namespace, tokens: int) -> dict[str, object]:
     room = str(tokens + max(64, tokens // 8))
     env = {"HEADRACE_DTYPE": given.dtype, "HEADRACE_MODEL_SHAPE": given.shape}
     env |= {"HEADRACE_MAX_CONTEXT": room, "HEADRACE_ENGINE_KV_TOKENS": room}
-    env["HEADRACE_ENGINE_TOKEN_BUDGET"] = "0" if given.shape else "512"
     port = free_port() if given.tcp else 0
     caches = f"127.0.0.1:{port}" if given.tcp else ""
     async with EngineMesh(1, size_mb=given.size_mb, caches=caches, port=port, chain=False, env=env) as mesh:
