@@ -38,27 +38,14 @@ def expected(prompt: Sequence[int], count: int, choice: int = 0) -> list[int]:
     return tokens[len(prompt) :]
 
 
-class ChainDevice:
-    """Pages that hold the tokens themselves. `step_s` makes a step take time, as a model would.
+class ChainFerry:
+    """A page travels as the tokens that it holds."""
 
-    It works one plan ahead, as a GPU does.
-    """
-
-    blocks = BLOCKS
     page_kind = "chain"
 
-    def __init__(self, block_size: int, step_s: float, limits: Limits) -> None:
-        self.limits = limits
-        self._size, self._step_s = block_size, step_s
+    def __init__(self, slots: dict[int, list[int]], block_size: int) -> None:
+        self._slots = slots
         self.page_bytes = len(pack_ids([0] * block_size))
-        self._slots: dict[int, list[int]] = {}
-        self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
-        self._answers: deque[list[Sampled]] = deque()
-
-    def run(self, plan: Plan) -> list[Sampled] | None:
-        if plan.rows:
-            self._answers.append(self._compute(plan))
-        return self._answers.popleft() if len(self._answers) > 1 or not plan.rows else None
 
     def export(self, blocks: Sequence[int]) -> list[bytes]:
         return [pack_ids(self._slots[block]) for block in blocks]
@@ -67,11 +54,33 @@ class ChainDevice:
         for block, payload in zip(blocks, payloads, strict=True):
             self._slots[block] = list(unpack_ids(bytes(payload)))
 
-    def pin(self, memory: memoryview) -> None:
-        pass
+    def pin(self, memory: memoryview) -> bool:
+        return False
 
     def unpin(self, memory: memoryview) -> None:
         pass
+
+
+class ChainDevice:
+    """Pages that hold the tokens themselves. `step_s` makes a step take time, as a model would.
+
+    It works one plan ahead, as a GPU does.
+    """
+
+    blocks = BLOCKS
+
+    def __init__(self, block_size: int, step_s: float, limits: Limits) -> None:
+        self.limits = limits
+        self._size, self._step_s = block_size, step_s
+        self._slots: dict[int, list[int]] = {}
+        self.ferry = ChainFerry(self._slots, block_size)
+        self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
+        self._answers: deque[list[Sampled]] = deque()
+
+    def run(self, plan: Plan) -> list[Sampled] | None:
+        if plan.rows:
+            self._answers.append(self._compute(plan))
+        return self._answers.popleft() if len(self._answers) > 1 or not plan.rows else None
 
     def _compute(self, plan: Plan) -> list[Sampled]:
         if self._step_s:

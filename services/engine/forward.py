@@ -1,15 +1,16 @@
 """The device side of an engine: a model and its pages; a plan in, sampled tokens out. Called from one thread."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from services.engine import batch, ferry, sample
+from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
+from services.engine.ferry import TorchFerry
 from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
 from services.engine.norm import Norm
@@ -17,7 +18,6 @@ from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
 from services.engine.weights import Maker, Makers, load
 from shared.messages import Sampling
-from shared.page import Buffer
 
 CPU = Limits(max_running=64, token_budget=512, prefill_budget=512)
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -60,31 +60,10 @@ class Forward:
         with torch.inference_mode(), _one_thread():
             self.model = Llama(self.spec, load(checkpoint, Makers(make, make_head, Norm, kind)))
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
+        self.ferry = TorchFerry(self.pages.all)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.histories = Histories()
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
-
-    @property
-    def page_bytes(self) -> int:
-        return self.pages.all[:, 0].nbytes
-
-    @property
-    def page_kind(self) -> str:
-        return ferry.kind(self.pages.all)
-
-    def export(self, blocks: Sequence[int]) -> list[memoryview]:
-        with torch.inference_mode():
-            return ferry.export(self.pages.all, blocks)
-
-    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-        with torch.inference_mode():
-            ferry.adopt(self.pages.all, blocks, payloads)
-
-    def pin(self, memory: memoryview) -> None:
-        pass  # the host's own copies need nothing
-
-    def unpin(self, memory: memoryview) -> None:
-        pass
 
     def warm_up(self) -> None:
         """Run small and large steps once, on block 0, so that the first request does not pay for it."""

@@ -87,11 +87,8 @@ class Limits:
         return Limits(max_running or self.max_running, budget, max(prefill_budget or self.prefill_budget, budget))
 
 
-class Device(Protocol):
-    """What runs plans, in order. Called from one thread; `blocks` is the size of its page pool, block 0 included."""
-
-    blocks: int
-    limits: Limits
+class Ferry(Protocol):
+    """Brings pages out of a device and into it. Called from the device's thread, but for `pin` and `unpin`."""
 
     @property
     def page_bytes(self) -> int:
@@ -103,14 +100,6 @@ class Device(Protocol):
         """What shapes these bytes, beside the model and the block size."""
         ...
 
-    def run(self, plan: Plan) -> list[Sampled] | None:
-        """Start a plan. Returns the answers, one per draw in order, to the oldest plan that has none yet.
-
-        A device that works ahead returns None while it may be given one more plan before those answers are needed; a plan
-        without rows starts nothing and always waits for the oldest answers.
-        """
-        ...
-
     def export(self, blocks: Sequence[int]) -> Sequence[Buffer]:
         """Copies of full blocks, `page_bytes` each, as they are after all plans that were started before."""
         ...
@@ -119,10 +108,28 @@ class Device(Protocol):
         """Fill blocks with what `export` gave, here or elsewhere, before any plan that is started later. Copied on return."""
         ...
 
-    def pin(self, memory: memoryview) -> None:
-        """Payloads will be views of this memory: a GPU copies from it by itself once it is locked. Called from any thread."""
+    def pin(self, memory: memoryview) -> bool:
+        """Payloads will be views of this memory: a GPU copies from it by itself once it is locked. False: it copies slower."""
         ...
 
     def unpin(self, memory: memoryview) -> None:
-        """They will be no more."""
+        """They will be no more. Only after a pin that was True."""
+        ...
+
+
+class Device(Protocol):
+    """What runs plans, in order. Called from one thread; `blocks` is the size of its page pool, block 0 included."""
+
+    blocks: int
+    limits: Limits
+
+    @property
+    def ferry(self) -> Ferry: ...
+
+    def run(self, plan: Plan) -> list[Sampled] | None:
+        """Start a plan. Returns the answers, one per draw in order, to the oldest plan that has none yet.
+
+        A device that works ahead returns None while it may be given one more plan before those answers are needed; a plan
+        without rows starts nothing and always waits for the oldest answers.
+        """
         ...

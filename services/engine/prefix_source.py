@@ -1,12 +1,13 @@
 """Fetching and storing pages, by blocking calls in threads of their own: the event loop and the device never wait here."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from services.engine.plan import Device
+from services.engine.plan import Ferry
 from services.engine.prefix import Worth
 from services.engine.prefix_client import CacheDown, Client, Lease, Page
 from shared.host import usable_cores
@@ -23,12 +24,13 @@ log = logging.getLogger("headrace")
 class Source:
     """One cache, for one thread. After trouble it is left alone for a while, each time for longer.
 
-    `reader` is the device that will copy from the cache's memory.
+    `reader` is what will copy from the cache's memory.
     """
 
-    def __init__(self, address: str, space: bytes, page_bytes: int, reader: Device | None) -> None:
+    def __init__(self, address: str, space: bytes, page_bytes: int, reader: Ferry | None) -> None:
         self.address, self._space, self._page_bytes, self._reader = address, space, page_bytes, reader
         self._client: Client | None = None
+        self._pinned = False
         self._rest_s, self._until = FIRST_REST_S, 0.0
 
     def client(self, patience_s: float) -> Client:
@@ -39,7 +41,7 @@ class Source:
             self._client = Client(self.address, self._space, self._page_bytes, min(patience_s, CONNECT_S))
             self._rest_s = FIRST_REST_S
             if self._reader is not None and self._client.memory is not None:
-                self._reader.pin(self._client.memory)
+                self._pinned = self._reader.pin(self._client.memory)
         self._client.limit(patience_s)
         return self._client
 
@@ -53,8 +55,9 @@ class Source:
     def close(self) -> None:
         if self._client is None:
             return
-        if self._reader is not None and self._client.memory is not None:
+        if self._pinned and self._reader is not None and self._client.memory is not None:
             self._reader.unpin(self._client.memory)
+        self._pinned = False
         self._client.close()
         self._client = None
 
@@ -89,12 +92,10 @@ class Fetcher:
         self._checkers = ThreadPoolExecutor(min(CHECKERS, usable_cores()), "verify")
 
     def connect(self) -> None:
-        """Before the first request: a GPU takes its time to lock a cache's memory."""
+        """Before the first request: a GPU takes its time to lock a cache's memory. One that is not there yet is no trouble."""
         for source in self._sources:
-            try:
+            with contextlib.suppress(CacheDown):
                 source.client(CONNECT_S)
-            except CacheDown as error:
-                self._failed(source, error)
 
     def find(self, labels: Sequence[Label]) -> Offer | None:
         """The cache from which fetching these pages saves the most; it may take as long as it saves."""

@@ -48,7 +48,7 @@ class PrefixTier:
         self._storing = ThreadPoolExecutor(1, "store")
         self._chains: asyncio.Queue[Chain] = asyncio.Queue(MAX_CHAINS)
         self._stored: OrderedDict[bytes, None] = OrderedDict()
-        self._portion = max(1, PORTION_BYTES // device.page_bytes)
+        self._portion = max(1, PORTION_BYTES // device.ferry.page_bytes)
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ class PrefixTier:
         if here:
             took = offer.reading_s + offer.copying_s
             self._stats.observe("prefix_fetch", took)
-            self.worth.fetch(offer.source.address).note(here * self._device.page_bytes, took)
+            self.worth.fetch(offer.source.address).note(here * self._device.ferry.page_bytes, took)
 
     def _piece(self, offer: Offer, labels: Seq[Label], first: int) -> "asyncio.Future[list[memoryview]]":
         part = labels[first : first + self._portion]
@@ -104,7 +104,7 @@ class PrefixTier:
 
         def adopt() -> None:
             started = time.monotonic()
-            self._device.adopt(blocks, payloads)
+            self._device.ferry.adopt(blocks, payloads)
             offer.copying_s += time.monotonic() - started
 
         try:
@@ -173,7 +173,7 @@ class PrefixTier:
             return 0
         self._pages.take(blocks)
         try:
-            payloads = await loop.run_in_executor(self._device_thread, self._device.export, blocks)
+            payloads = await loop.run_in_executor(self._device_thread, self._device.ferry.export, blocks)
         finally:
             self._pages.release(blocks)
         return await loop.run_in_executor(self._storing, self._write_all, offer, chain, wanted, payloads)

@@ -49,10 +49,12 @@ def _tier(life: Life[EngineConfig], pages: Pages, device: Device, thread: Thread
     addresses = [address for address in config.prefix_caches.split(",") if address]
     if not addresses:
         return None
-    mark = space(f"{fingerprint(Path(config.model))} {config.model_shape}", device.page_kind, config.block_size)
-    worth = Worth(device.page_bytes, config.block_size)
-    fetcher = Fetcher([Source(address, mark, device.page_bytes, device) for address in addresses], worth, life.stats)
-    storer = Storer(Source(addresses[0], mark, device.page_bytes, None), life.stats)
+    mark = space(f"{fingerprint(Path(config.model))} {config.model_shape}", device.ferry.page_kind, config.block_size)
+    worth = Worth(device.ferry.page_bytes, config.block_size)
+    fetcher = Fetcher(
+        [Source(address, mark, device.ferry.page_bytes, device.ferry) for address in addresses], worth, life.stats
+    )
+    storer = Storer(Source(addresses[0], mark, device.ferry.page_bytes, None), life.stats)
     return PrefixTier(pages, device, thread, mark, fetcher, storer, worth, life.stats)
 
 

@@ -77,8 +77,9 @@ class EngineMesh(RunningMesh):
             "HEADRACE_PREFIX_CACHE_LISTEN": f"127.0.0.1:{port}" if port else "",
             "HEADRACE_PREFIX_CACHE_SIZE_MB": str(size_mb),
             "HEADRACE_ENGINE_PREFIX_CACHES": caches or socket,
-            "HEADRACE_ENGINE_TOKEN_BUDGET": "128",
-            "HEADRACE_ENGINE_MAX_RUNNING": "16",
+            "HEADRACE_ENGINE_TOKEN_BUDGET": "128" if chain else "0",
+            "HEADRACE_ENGINE_PREFILL_BUDGET": "128" if chain else "0",
+            "HEADRACE_ENGINE_MAX_RUNNING": "16" if chain else "0",
             "CHAIN_STEP_S": "0.02",
         }
         super().__init__({"engine": engines, "prefix_cache": 1}, chain=chain, env=settings | dict(env or {}))

@@ -5,12 +5,11 @@ that nobody on the host has seen. All work goes to one stream, so plans run in o
 """
 
 from collections import deque
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from services.engine import ferry
+from services.engine.ferry import TorchFerry
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.draws import Answers, Draws
 from services.engine.gpu.graphs import Graphs
@@ -20,7 +19,6 @@ from services.engine.gpu.transfer import Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
 from shared.messages import Sampling
-from shared.page import Buffer
 
 AHEAD = 1
 HOST_S = 0.025  # what the host takes to start a prefill step kernel by kernel, and some more
@@ -41,6 +39,7 @@ class Gpu:
         self.model, self.pages, self.attention = model, pages, attention
         self.limits, self.blocks = limits, pages.shape[1]
         self.stream = Stream(device)
+        self.ferry = TorchFerry(pages, self.stream, "invariant" if attention.invariant else "")
         self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, attention.invariant)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
@@ -73,28 +72,6 @@ class Gpu:
 
     def _hidden(self, step: Step) -> Tensor:
         return self.model.hidden(self.inputs.arrays, step, self.tables, self.draws.newest, self.pages, self.attention)
-
-    @property
-    def page_bytes(self) -> int:
-        return self.pages[:, 0].nbytes
-
-    @property
-    def page_kind(self) -> str:
-        return ferry.kind(self.pages)
-
-    def export(self, blocks: Sequence[int]) -> list[memoryview]:
-        with torch.inference_mode(), self.stream():
-            return ferry.export(self.pages, blocks)
-
-    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-        with torch.inference_mode(), self.stream():
-            ferry.adopt(self.pages, blocks, payloads)
-
-    def pin(self, memory: memoryview) -> None:
-        ferry.pin(self.pages, memory)
-
-    def unpin(self, memory: memoryview) -> None:
-        ferry.unpin(self.pages, memory)
 
     def warm_up(self, tokens: int) -> None:
         """Run a prefill of so many tokens and a decode step on block 0, so that no request pays for what comes first."""
