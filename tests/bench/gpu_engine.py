@@ -21,6 +21,7 @@ from services.engine.gpu.build import build
 from services.engine.gpu.device import Gpu
 from services.engine.gpu.inputs import Step
 from services.engine.pages import Pages
+from services.engine.plan import Plan
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
 from shared.config import EngineConfig
@@ -28,6 +29,7 @@ from shared.messages import Sampling
 
 GREEDY = Sampling(temperature=0.0, ignore_eos=True)
 CONTEXT = 9216
+EMPTY = Plan((), (), ())
 
 
 def sequences(count: int, given: int, wanted: int, seed: int) -> Iterator[Sequence]:
@@ -39,9 +41,19 @@ def sequences(count: int, given: int, wanted: int, seed: int) -> Iterator[Sequen
         )  # fmt: skip
 
 
-def scheduler_of(gpu: Gpu) -> Scheduler:
+class PrefillFirst(Scheduler):
+    """What merge steps are compared with: while any prompt is to be computed, nobody decodes."""
+
+    def _by_need(self) -> Iterator[Sequence]:
+        found = list(super()._by_need())
+        prompts = [sequence for sequence in found if sequence.owed > 1]
+        yield from prompts or found
+
+
+def scheduler_of(gpu: Gpu, kind: type[Scheduler] = Scheduler, budget: int = 0) -> Scheduler:
     limits = gpu.limits
-    return Scheduler(Pages(gpu.blocks, gpu.block_size), limits.token_budget, limits.max_running, limits.prefill_budget)
+    pages = Pages(gpu.blocks, gpu.block_size)
+    return kind(pages, budget or limits.token_budget, limits.max_running, limits.prefill_budget)
 
 
 def serve(gpu: Gpu, count: int, given: int, wanted: int, seed: int) -> tuple[float, list[tuple[float, int]]]:
@@ -100,6 +112,37 @@ def throughput(gpu: Gpu, count: int, given: int, wanted: int) -> dict[str, objec
     return {"what": "throughput", "requests": f"{count} x {given}/{wanted}", "tokens_s": round(count * wanted / took)}
 
 
+def interrupted(gpu: Gpu, kind: type[Scheduler], budget: int) -> dict[str, object]:
+    """32 streams decode; after 20 steps, 8 prompts of 4,096 tokens arrive. The gaps between the streams' tokens meanwhile."""
+    scheduler, gaps, newest, steps = scheduler_of(gpu, kind, budget), [], {}, 0
+    prefilled = 0.0
+    for sequence in sequences(32, 128, 400, 5):
+        scheduler.add(sequence)
+    while scheduler.busy and not prefilled:
+        sampled = gpu.run(scheduler.plan())
+        advanced = scheduler.commit(sampled) if sampled is not None else []
+        now, steps = time.perf_counter(), steps + 1
+        for sequence, _ in advanced:
+            if sequence.request.startswith("5-"):
+                gaps += [now - newest[sequence.request]] if sequence.request in newest and steps > 20 else []
+                newest[sequence.request] = now
+        if steps == 20:
+            arrived = now
+            for sequence in sequences(8, 4096, 2, 6):
+                scheduler.add(sequence)
+        if steps > 20 and not any(sequence.prompt_length == 4096 for sequence in (*scheduler.running, *scheduler.waiting)):
+            prefilled = now - arrived
+    while scheduler.in_flight:
+        scheduler.commit(gpu.run(EMPTY) or [])
+    ms = sorted(1000 * gap for gap in gaps)
+    return {
+        "what": "streams while prompts arrive", "scheduling": kind.__name__, "budget": scheduler.token_budget,
+        "gap_p50_ms": round(ms[len(ms) // 2], 1),
+        "gap_p99_ms": round(ms[len(ms) * 99 // 100], 1), "gap_max_ms": round(ms[-1], 1),
+        "prefill_tokens_s": round(8 * 4096 / prefilled),
+    }  # fmt: skip
+
+
 def say(row: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
@@ -123,6 +166,8 @@ def main() -> None:
         say(decode(gpu, rows))
     for tokens in (512, 2048, 8000 if "smol" in given.shape else 8192):
         say(first_token(gpu, tokens))
+    for kind, budget in ((PrefillFirst, 8192), (Scheduler, 8192), (Scheduler, 2048), (Scheduler, 1024)):
+        say(interrupted(gpu, kind, budget))
     say(throughput(gpu, 256, 128, 128))
     if not given.quick:
         say(throughput(gpu, 512, 512, 128))
