@@ -14,6 +14,7 @@ from rich.status import Status
 
 from services.up.ask import AskFailed, ask
 from services.up.broker import Broker
+from services.up.gpus import count_gpus, settings
 from services.up.options import Options, check_port
 from services.up.supervise import Child, Unusable, stage_child
 from services.up.watch import LOOK_S, Watch
@@ -114,7 +115,9 @@ def _stages(options: Options, url: str, folder: str) -> list[Child]:
         env["HEADRACE_PREFIX_CACHE_SIZE_MB"] = str(options.prefix_cache_mb)
     # The engine first: it takes longest.
     order = sorted(options.counts.items(), key=lambda item: item[0] != "engine")
-    return [stage_child(stage, number, env) for stage, count in order for number in range(count)]
+    engines, gpus = options.counts["engine"], count_gpus()
+    own = {stage: [settings(number, engines, gpus) if stage == "engine" else {} for number in range(n)] for stage, n in order}
+    return [stage_child(stage, number, env | more) for stage, each in own.items() for number, more in enumerate(each)]
 
 
 async def _end(children: list[Child]) -> None:

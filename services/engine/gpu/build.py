@@ -114,7 +114,7 @@ def _blocks(
 def _left(
     config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], limits: Limits, largest: int, device: torch.device
 ) -> int:
-    """Bytes for pages: the share of the GPU's memory, less what is taken and what the largest step takes, by trial."""
+    """Bytes for pages: our share of the GPU's memory, less what we have taken and what the largest step takes, by trial."""
     torch.cuda.reset_peak_memory_stats(device)
     gpu_of(TRIAL + largest // config.block_size).warm_up(largest)
     step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
@@ -122,4 +122,4 @@ def _left(
     gc.collect()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    return int(free - (1 - config.gpu_share) * total - step)
+    return int(min(config.gpu_share * total - torch.cuda.memory_reserved(device), free) - step)
