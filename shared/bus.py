@@ -6,6 +6,7 @@ cancelled group read strands entries. Nothing newer than Redis 7.0 is used, and 
 """
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.codec import Malformed, decode, encode
-from shared.messages import Beat, Cancel, Message, Record
+from shared.codec import Malformed, decode, encode, records_of
+from shared.messages import Beat, Cancel, LogRecord, Message, Record
 from shared.names import Streams
 
 BLOCK_MS = 1000
@@ -31,6 +32,7 @@ ERA_S = 3600  # every heartbeat renews it
 DEAD_LETTERS = 1000
 CONTROL_ENTRIES = 10_000
 PAGE = 500  # entries read at a time, so that no reply is unbounded
+LOG_PAGE = 100  # the same where each entry is taken apart at once: a few milliseconds
 FIELD = b"m"
 START = "0-0"
 
@@ -160,15 +162,17 @@ class Bus:
         [entries] = await self.run([("XREVRANGE", stream, "+", "-", "COUNT", 1)])
         return str(entries[0][0].decode()) if entries else START
 
-    async def span(self, stream: str, after: str, until: str = "+") -> list[tuple[str, Message]]:
-        """Entries after one id up to another, inclusive. What is not ours is skipped and kept in `dead`."""
-        found: list[tuple[str, Message]] = []
+    async def told(self, stream: str, request: str, after: str, until: str = "+") -> tuple[list[tuple[str, LogRecord]], str]:
+        """What the log tells of a request, after one entry up to another, inclusive; and the newest entry that was read."""
+        found: list[tuple[str, LogRecord]] = []
         while True:
-            [page] = await self.run([("XRANGE", stream, f"({after}", until, "COUNT", PAGE)])
-            found += [(entry, item) for entry, item in await self.read_all(stream, page) if item is not None]
-            if len(page) < PAGE:
-                return found
-            after = page[-1][0].decode()
+            [page] = await self.run([("XRANGE", stream, f"({after}", until, "COUNT", LOG_PAGE)])
+            for raw, fields in page:
+                after = raw.decode()
+                with contextlib.suppress(Malformed):  # whoever follows the stream keeps it in `dead`
+                    found += [(after, record) for record in records_of(fields[-1], request)]
+            if len(page) < LOG_PAGE:
+                return found, after
 
     async def depths(self, streams: Sequence[str]) -> list[int]:
         return [int(depth) for depth in await self.run([("XLEN", stream) for stream in streams])]

@@ -4,7 +4,7 @@ Readers validate what they read; what does not validate raises `Malformed` and g
 """
 
 from collections.abc import Iterable
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
@@ -20,9 +20,10 @@ class Malformed(ValueError):
     """A packed message that is not ours: not msgpack, another version, or fields that do not validate."""
 
 
+_Item = TypeVar("_Item")
+_RECORD: TypeAdapter[LogRecord] = TypeAdapter(LogRecord)
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 _TALK: TypeAdapter[Talk] = TypeAdapter(Annotated[Talk, Field(discriminator="kind")])
-_Item = TypeVar("_Item")
 
 
 def encode(item: Wire) -> bytes:
@@ -58,26 +59,41 @@ def frame_length(head: bytes) -> int:
 
 def decode(packed: bytes) -> Message:
     """Unpack and validate a message of a stream. Raises Malformed."""
-    return _decode(_MESSAGE, packed)
+    return _validated(_MESSAGE, _body(packed))
 
 
 def decode_talk(packed: bytes) -> Talk:
     """Unpack and validate what an engine and a prefix cache say to each other. Raises Malformed."""
-    return _decode(_TALK, packed)
+    return _validated(_TALK, _body(packed))
 
 
-def _decode(kind: TypeAdapter[_Item], packed: bytes) -> _Item:
+def records_of(packed: bytes, request: str) -> list[LogRecord]:
+    """What a `Step` says of one request; what it says of others is not looked at. Raises Malformed."""
+    if request.encode() not in packed:
+        return []
+    body = _body(packed)
+    records = body.get("records") if isinstance(body, dict) and body.get("kind") == "step" else None
+    told = records if isinstance(records, tuple) else ()
+    return [_validated(_RECORD, each) for each in told if isinstance(each, dict) and each.get("request") == request]
+
+
+def _body(packed: bytes) -> Any:
+    if len(packed) > MAX_MESSAGE_BYTES:
+        raise Malformed(f"larger than {MAX_MESSAGE_BYTES} bytes")
     try:
-        if len(packed) > MAX_MESSAGE_BYTES:
-            raise Malformed(f"larger than {MAX_MESSAGE_BYTES} bytes")
         version, body = msgpack.unpackb(packed, use_list=False, max_ext_len=0)
-        if version != VERSION:
-            raise Malformed(f"protocol version {version!r} is not {VERSION}")
-        return kind.validate_python(body)
-    except Malformed:
-        raise
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        raise Malformed(f"not a message: {type(error).__name__}") from None
+    if version != VERSION:
+        raise Malformed(f"protocol version {version!r} is not {VERSION}")
+    return body
+
+
+def _validated(form: "TypeAdapter[_Item]", body: Any) -> _Item:
+    try:
+        return form.validate_python(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise Malformed(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise Malformed(f"not a message: {type(error).__name__}") from None

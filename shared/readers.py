@@ -5,6 +5,7 @@ already its own (id 0), then for what is new.
 """
 
 import contextlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from shared.bus import BLOCK_MS, FIELD, FORGET_MS, GONE_MS, LEASE_MS, PAGE, START, Bus, BusDown, Refused
 from shared.codec import encode
 from shared.messages import Message
+
+SHOW_EVERY_S = 2.0  # its connection may have broken meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Group:
         self.stream, self.name, self.consumer = stream, group, consumer
         self._names = (stream, group)
         self._me = consumer.encode()
-        self._presence = bus.line()
+        self._presence, self._shown = bus.line(), 0.0
         self._doubt = True
 
     async def close(self) -> None:
@@ -76,11 +79,13 @@ class Group:
 
     async def stale(self, count: int) -> list[Delivery]:
         """Entries whose reader has died, or gone silent for LEASE_MS: ours now, to be re-issued."""
-        await self._show()
+        if time.monotonic() - self._shown > SHOW_EVERY_S:
+            await self._show()
+        claim = ("XAUTOCLAIM", *self._names, self.consumer, LEASE_MS, START, "COUNT", count)
         try:
-            [reply] = await self._bus.run([("XAUTOCLAIM", *self._names, self.consumer, LEASE_MS, START, "COUNT", count)])
-            entries = reply[1]
-            for consumer in await self._gone():
+            claimed, consumers = await self._bus.run([claim, ("XINFO", "CONSUMERS", *self._names)])
+            entries = claimed[1]
+            for consumer in await self._gone(consumers):
                 entries += await self._inherit(consumer, count)
         except Refused:
             return []  # no such group yet
@@ -88,12 +93,12 @@ class Group:
 
     async def _show(self) -> None:
         """Be seen by the others: a subscription ends with its connection, so at the moment at which this process dies."""
+        self._shown = time.monotonic()
         with contextlib.suppress(BusDown):
             await self._presence.execute("SUBSCRIBE", self._bus.names.presence(self.name, self.consumer))
 
-    async def _gone(self) -> list[str]:
+    async def _gone(self, rows: Iterable[Any]) -> list[str]:
         """Consumers that hold entries and are not here. Those that hold nothing and have long been silent are forgotten."""
-        [rows] = await self._bus.run([("XINFO", "CONSUMERS", *self._names)])
         others = [row for row in (dict(zip(row[::2], row[1::2], strict=True)) for row in rows) if row[b"name"] != self._me]
         holders = [row[b"name"].decode() for row in others if row[b"pending"]]
         idle = [row[b"name"] for row in others if not row[b"pending"] and row[b"idle"] > FORGET_MS]

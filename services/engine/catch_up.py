@@ -14,10 +14,8 @@ async def catch_up(bus: Bus, job: Job) -> bool:
     work, stream = job.work, bus.names.tokens(job.work.partition)
     mine = await bus.append(stream, Step(records=(job.claim(),)))
     follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
-    entries = await bus.span(stream, work.log_from, mine)
-    steps = [item for _, item in entries if isinstance(item, Step)]
-    said = [record for step in steps for record in step.records if record.request == work.request]
-    ours = follower.continues(job.epoch, said)
+    said, _ = await bus.told(stream, work.request, work.log_from, mine)
+    ours = follower.continues(job.epoch, (record for _, record in said))
     job.choices = follower.choices
     job.lost = min(
         work.tries, follower.fruitless - 1

@@ -70,11 +70,10 @@ async def _catch_up(streamer: Streamer, session: Session) -> None:
     """Read the log from where the attempt began until the tail can take over without a gap."""
     stream = streamer.bus.names.tokens(session.partition)
     while True:
-        for entry, item in await streamer.bus.span(stream, session.position):
-            for record in item.records if isinstance(item, Step) else ():
-                if record.request == session.id:
-                    session.apply(entry, record)
-            session.position = entry
+        said, newest_entry = await streamer.bus.told(stream, session.id, session.position)
+        for entry, record in said:
+            session.apply(entry, record)
+        session.position = newest_entry
         if stream not in streamer.tail.positions:
             streamer.tail.positions[stream] = session.position
             await _wake_tail(streamer)

@@ -227,6 +227,7 @@ def run(seed: int, loss: bool | None = None) -> Outcome:
     with ExitStack() as stack:
         for module in MODULES:
             stack.enter_context(patch(f"services.streamer.{module}.time", clock))
+        stack.enter_context(patch("shared.readers.time", clock))
         stack.enter_context(patch("services.streamer.session.TextStream", Text))
         schedule = Schedule(seed, bool(seed % 2) if loss is None else loss)
         clock.kernel = schedule.kernel

@@ -8,7 +8,7 @@ import pytest
 
 from services.up.broker import Broker
 from shared.bus import GONE_MS, START, Bus, BusDown, entry_order
-from shared.messages import Beat, Cancel, Record, Sampling, Submit
+from shared.messages import Attach, Beat, Cancel, Message, Record, Sampling, Step, Submit
 from shared.readers import Group, Tail
 
 
@@ -113,10 +113,20 @@ async def test_flushall_is_healed(bus: Bus) -> None:
     await group.close()
 
 
-async def test_tail_and_span(bus: Bus) -> None:
+async def test_what_the_log_tells_of_one_request(bus: Bus) -> None:
+    notes = [Attach(request="ab"[at % 2], connection=at) for at in range(500)]
+    entries = [await bus.append("s", Step(records=(each, each))) for each in notes]
+    await bus.run([("XADD", "s", "*", "m", b"\xc1 a b"), ("XADD", "s", "*", "other", b"a")])
+    for after, until in ((99, 400), (0, 99), (400, 400)):
+        said, newest = await bus.told("s", "a", entries[after], entries[until])
+        assert said == [(entries[at], notes[at]) for at in range(after + 1, until + 1) if at % 2 == 0 for _ in range(2)]
+        assert newest == entries[until]
+    assert len((await bus.told("s", "b", START))[0]) == 500
+    assert await bus.told("s", "ab", entries[0], entries[9]) == ([], entries[9])
+
+
+async def test_tail(bus: Bus) -> None:
     entries = [await bus.append("s", note(generation)) for generation in range(1200)]
-    assert [entry for entry, _ in await bus.span("s", entries[99])] == entries[100:]
-    assert [entry for entry, _ in await bus.span("s", entries[99], entries[700])] == entries[100:701]
     tail = Tail(bus, {"s": entries[1150], "other": START})
     await bus.append("other", note(7))
     seen: list[tuple[str, int]] = []
@@ -142,11 +152,13 @@ async def test_record_is_compared_and_set(bus: Bus) -> None:
         assert now is not None
         return now.model_copy(update={"connection": now.connection + 1})
 
-    said = await asyncio.gather(
-        *(bus.change("r", 60, higher, lambda record: [("s", note(record.connection))]) for _ in range(10))
-    )
+    def notes(record: Record) -> list[tuple[str, Message]]:
+        return [("s", Step(records=(Attach(request="r", connection=record.connection),)))]
+
+    said = await asyncio.gather(*(bus.change("r", 60, higher, notes) for _ in range(10)))
     assert sorted(each.connection for each in said if each) == list(range(2, 12))
-    assert [item for _, item in await bus.span("s", START)] == [note(connection) for connection in range(2, 12)]
+    told, _ = await bus.told("s", "r", START)
+    assert [record for _, record in told] == [Attach(request="r", connection=connection) for connection in range(2, 12)]
 
 
 async def test_a_change_whose_reply_was_lost_is_asked_again(bus: Bus) -> None:
