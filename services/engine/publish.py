@@ -65,11 +65,12 @@ class Publisher:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                sent = loop.time()
+                sent, tokens = loop.time(), bool(self._growing)
                 await self._send_all()
                 if not self._news.is_set():
                     self._idle.set()
-                await asyncio.sleep(sent + PACE_S - loop.time())
+                if tokens:  # a claim must not hold up the first token
+                    await asyncio.sleep(sent + PACE_S - loop.time())
         finally:
             self._idle.set()  # nobody waits for what will never be sent
 
