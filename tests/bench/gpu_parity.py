@@ -1,6 +1,6 @@
 """Correctness on a GPU that tests on a CPU cannot see, as a report.
 
-python -m tests.bench.gpu_parity golden MODEL.gguf     SmolLM2 in bfloat16 through the whole mesh, against the golden records
+python -m tests.bench.gpu_parity golden MODEL.gguf     SmolLM2 in bfloat16 through the mesh, against the golden records
 python -m tests.bench.gpu_parity kill MODEL.gguf       the same while its engine is killed again and again (two engines)
 python -m tests.bench.gpu_parity logits llama-3.1-8b   our logits and transformers' on the same random weights
 """
@@ -16,12 +16,8 @@ from tests.mesh.test_golden import GOLDEN, answer
 
 
 async def golden(model: str, engines: int, kill: bool) -> None:
-    env = {
-        "HEADRACE_ENGINE_DEVICE": "cuda:0",
-        "HEADRACE_ENGINE_GPU_SHARE": str(0.8 / engines),
-        "HEADRACE_MODEL_NAME": "smollm2",
-    }
-    async with RunningMesh({"engine": engines}, env=env, model=model, name="smollm2") as mesh:
+    env = {"HEADRACE_ENGINE_DEVICE": "cuda:0", "HEADRACE_ENGINE_GPU_SHARE": str(0.8 / engines)}
+    async with RunningMesh({"engine": engines}, env=env, model=model) as mesh:
         await mesh.until_ready(120)
         asking = [asyncio.create_task(answer(mesh, record)) for record in GOLDEN]
         for victim in range(2 if kill else 0):
