@@ -12,7 +12,8 @@ from services.engine.checkpoint import open_checkpoint
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.device import Gpu
 from services.engine.gpu.llama import Llama, NormWeight
-from services.engine.linear import Dense, Form, dense
+from services.engine.gpu.product import Product, tune
+from services.engine.linear import Form, dense
 from services.engine.plan import Limits
 from services.engine.spec import ModelSpec, from_config
 from services.engine.weights import Makers, Parameters, Random, load
@@ -25,22 +26,10 @@ TRIAL = 2  # blocks beyond those of the largest prefill, while the memory of a s
 LOGITS = 3  # times the logits of a full step: they are copied where they are edited, and for logprobs
 
 
-class Head(Form):
-    """hidden -> vocab, in float32 logits: rounded to bfloat16, near ones would be equal."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight.t()
-
-    def product(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return x @ self.weight
-        return torch.mm(x, self.weight, out_dtype=torch.float32)
-
-
 class Fixed(Form):
     """A layer whose answer to a row is the same, bit for bit, whatever the other rows are."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight, self.dtype = weight, dtype
 
     def product(self, x: Tensor) -> Tensor:
@@ -60,6 +49,8 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16
     with torch.inference_mode():
         spec, parameters = _load(config, device, dtype)
+        of_a_kind = zip(*((layer.qkv, layer.out, layer.gate_up, layer.down) for layer in parameters.layers), strict=True)
+        tune((*of_a_kind, (parameters.head,)))
         context = min(config.max_context or spec.max_positions, spec.max_positions)
         model = Llama(spec, parameters, context)
         room = max(context, limits.prefill_budget)
@@ -80,10 +71,10 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
 
 
 def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[ModelSpec, Parameters[NormWeight]]:
-    fixed = config.deterministic
+    form = Fixed if config.deterministic else Product
     makers = Makers(
-        layer=lambda matrix: Fixed(dense(matrix).to(dtype), dtype) if fixed else Dense(matrix, dtype),
-        head=lambda matrix: (Fixed if fixed else Head)(dense(matrix).to(dtype)),
+        layer=lambda matrix: form(dense(matrix).to(dtype), dtype),
+        head=lambda matrix: form(dense(matrix).to(dtype), torch.float32),  # near logits would be equal in bfloat16
         norm=lambda weight, eps: NormWeight(weight.to(dtype), eps),
         dtype=dtype,
     )
