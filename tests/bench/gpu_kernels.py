@@ -1,11 +1,12 @@
 """The attention kernels on a GPU: checked against float64, then timed, beside torch's own.
 
-    python -m tests.bench.gpu_kernels [--quick] [--only decode|prefill|hopper]
+    python -m tests.bench.gpu_kernels [--sweep] [--only decode|prefill]
 
 One JSON line a measurement, a table last. Decode is timed as an engine runs it: a CUDA graph over several layers' pages.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -18,39 +19,26 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from triton.testing import do_bench
 
 from kernels import decode_attention as decode
 from kernels import prefill_attention as prefill
-from kernels.hopper_prefill import hopper_prefill
 from tests.kernels.paged import error, filled, random
 
 GPU = torch.device("cuda")
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 32, 8, 128, 16
 SCALE = HEAD_DIM**-0.5
-PROCESSORS = 132
 Timed = Callable[[], object]
-Named = Callable[[dict[str, Tensor], Tensor], dict[str, Timed]]
 
-DECODE_LAUNCHES = {
-    "64w4s3r3": decode.Launch(64, 4, 3, 3),
-    "64w4s4r2": decode.Launch(64, 4, 4, 2),
-    "32w4s4r3": decode.Launch(32, 4, 4, 3),
-    "32w2s4r4": decode.Launch(32, 2, 4, 4),
-    "128w8s2r2": decode.Launch(128, 8, 2, 2),
-}
-SPLITS = {
-    "64x32": decode.Splits(64, 32),
-    "128x32": decode.Splits(128, 32),
-    "256x32": decode.Splits(256, 32),
-    "512x32": decode.Splits(512, 32),
-}
-SWEPT = ((1, 200), (1, 8192), (32, 200), (64, 4096), (256, 192))
-MEASURED = ((1, 2048), (32, 2048), (64, 1024), (128, 192), (128, 1024), (512, 200))
-PREFILL_LAUNCHES = {
-    "128x128w8s2": prefill.Launch(128, 128, 8, 2),
-    "128x64w8s3": prefill.Launch(128, 64, 8, 3),
-}
+LAUNCHES = {
+    f"{each}w{warps}s{stages}r{residents}": decode.Launch(each, warps, stages, residents)
+    for each, warps, stages, residents in (
+        (16, 1, 4, 8), (16, 1, 3, 8), (16, 1, 3, 6), (16, 2, 4, 4), (16, 4, 4, 2), (16, 4, 3, 2), (32, 1, 3, 6), (32, 2, 3, 3),
+    )
+}  # fmt: skip
+DECODED = (
+    (1, 200), (1, 2048), (1, 8192), (8, 200), (32, 200), (32, 2048), (64, 1024), (64, 4096), (128, 192), (256, 192), (512, 200),
+)  # fmt: skip
+PREFILLED = (512, 2048, 8192)
 
 
 def say(line: str) -> None:
@@ -84,7 +72,7 @@ def captured(calls: list[Timed]) -> float:
     return median(graph.replay) / len(calls)
 
 
-def decode_calls(rows: int, context: int, splits: decode.Splits, launch: decode.Launch, layers: int) -> list[Timed]:
+def decode_calls(rows: int, context: int, splits: decode.Splits, launch: decode.Launch | None, layers: int) -> list[Timed]:
     blocks = -(-context // BLOCK_SIZE)
     tables = torch.randperm(rows * blocks, device=GPU).to(torch.int32).view(rows, blocks)
     lengths = torch.full((rows,), context, dtype=torch.int32, device=GPU)
@@ -95,116 +83,94 @@ def decode_calls(rows: int, context: int, splits: decode.Splits, launch: decode.
     every = [torch.randn(shape, dtype=torch.bfloat16, device=GPU) for _ in range(layers)]
 
     def call(pages: Tensor) -> Timed:
-        return lambda: decode.decode_attention(query, pages, tables, lengths, out, spare, SCALE, PROCESSORS, launch)
+        return lambda: decode.decode_attention(query, pages, tables, lengths, out, spare, SCALE, processors(), launch)
 
     return [call(pages) for pages in every]
 
 
-def measure_decode(rows: int, context: int, splits: str, launch: str) -> dict[str, Any]:
+def processors() -> int:
+    return torch.cuda.get_device_properties(GPU).multi_processor_count
+
+
+def measure_decode(rows: int, context: int, splits: decode.Splits, launch: str) -> dict[str, Any]:
+    """On pages of as many layers as do not stay in the cache."""
     size = rows * context * 2 * KV_HEADS * HEAD_DIM * 2
-    layers = max(2, min(32, 2**31 // size))
-    took = captured(decode_calls(rows, context, SPLITS[splits], DECODE_LAUNCHES[launch], layers))
-    return {"what": "decode", "rows": rows, "context": context, "splits": splits, "launch": launch,
+    layers = max(2, min(32, 2**30 // size))
+    took = captured(decode_calls(rows, context, splits, LAUNCHES.get(launch), layers))
+    return {"what": "decode", "rows": rows, "context": context, "splits": f"{splits.tokens}x{splits.most}", "launch": launch,
             "us": round(took * 1e6, 2), "tb_s": round(size / took / 1e12, 3)}  # fmt: skip
 
 
-def check_decode(name: str, launch: decode.Launch) -> dict[str, Any]:
+def check_decode(name: str) -> dict[str, Any]:
     lengths = [0, 1, 15, 16, 17, 255, 256, 257, 1021, 5000]
     pages, tables = filled(lengths, BLOCK_SIZE, KV_HEADS, HEAD_DIM, torch.bfloat16, GPU)
     query = random(len(lengths), HEADS, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
     on_device = torch.tensor(lengths, dtype=torch.int32, device=GPU)
     wanted = decode.reference(query.double(), pages.double(), tables, on_device, SCALE)
     worst, same = 0.0, True
-    for splits in SPLITS.values():
-        spare = decode.scratch(len(lengths), HEADS, KV_HEADS, HEAD_DIM, splits, GPU)
-        outs = []
-        for _ in range(5):
-            outs.append(torch.full_like(query, float("nan")))
-            decode.decode_attention(query, pages, tables, on_device, outs[-1], spare, SCALE, PROCESSORS, launch)
+    for tokens in (64, 256, 1024):
+        spare = decode.scratch(len(lengths), HEADS, KV_HEADS, HEAD_DIM, decode.Splits(tokens, 32), GPU)
+        outs = [torch.full_like(query, float("nan")) for _ in range(5)]
+        for out in outs:
+            decode.decode_attention(query, pages, tables, on_device, out, spare, SCALE, processors(), LAUNCHES.get(name))
         worst = max(worst, *(error(out, wanted) for out in outs))
         same &= all(torch.equal(out, outs[0]) for out in outs)
     return {"what": "check decode", "launch": name, "error": worst, "repeats_equal": same, "ok": worst < 1e-2 and same}
 
 
-def prefill_case(new: list[int], ends: list[int], queries: int) -> dict[str, Tensor]:
+def prefill_call(new: list[int], ends: list[int]) -> tuple[Timed, Tensor, Callable[[], Tensor]]:
+    """The call, its output, and what that should be."""
     pages, tables = filled(ends, BLOCK_SIZE, KV_HEADS, HEAD_DIM, torch.bfloat16, GPU)
-    whole = [-(-end // prefill.GATHERED) * prefill.GATHERED for end in ends]
+    query = random(sum(new), HEADS, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
+    out = torch.full_like(query, float("nan"))
+    room = prefill.scratch(sum(ends) + 128 * len(ends), KV_HEADS, HEAD_DIM, query.dtype, GPU)
+    work = prefill.plan(new, ends, room.tokens)
 
-    def starts(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *lengths], dtype=torch.int32, device=GPU).cumsum(0, dtype=torch.int32)
+    def sent(values: list[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=GPU)
 
-    return {
-        "query": random(sum(new), HEADS, HEAD_DIM, dtype=torch.bfloat16, device=GPU),
-        "pages": pages,
-        "tables": tables,
-        "both": torch.full((sum(whole), 2 * KV_HEADS, HEAD_DIM), float("nan"), dtype=torch.bfloat16, device=GPU),
-        "starts": starts(whole)[:-1],
-        "firsts": starts(new),
-        "ends": torch.tensor(ends, dtype=torch.int32, device=GPU),
-        "tiles": torch.tensor(prefill.plan(new, ends, sum(whole)).tiles, dtype=torch.int32, device=GPU),
-    }
+    firsts, last, tiles, starts = sent([0, *itertools.accumulate(new)]), sent(ends), sent(work.tiles), sent(work.starts)
 
+    def call() -> Tensor:
+        return prefill.prefill_attention(query, pages, tables, firsts, last, tiles, starts, work.groups, out, room, SCALE)
 
-def variants(case: dict[str, Tensor], out: Tensor, launch: prefill.Launch) -> dict[str, Timed]:
-    query, both, starts, firsts, ends, tiles = (case[k] for k in ("query", "both", "starts", "firsts", "ends", "tiles"))
-    prefill.gather(case["pages"], case["tables"], starts, ends, both, int(ends.max()))
-    return {
-        "paged": lambda: prefill.prefill_paged(query, case["pages"], case["tables"], firsts, ends, tiles, out, SCALE, launch),
-        "gathered": lambda: prefill.prefill_gathered(query, both, starts, firsts, ends, tiles, out, SCALE, launch),
-    }
+    return call, out, lambda: prefill.reference(query.double(), pages.double(), tables, firsts, last, SCALE)
 
 
-def by_hand(case: dict[str, Tensor], out: Tensor) -> dict[str, Timed]:
-    query, both, starts, firsts, ends, tiles = (case[k] for k in ("query", "both", "starts", "firsts", "ends", "tiles"))
-    prefill.gather(case["pages"], case["tables"], starts, ends, both, int(ends.max()))
-    return {f"hopper s{stages}": partial(hopper_prefill, query, both, starts, firsts, ends, tiles, out, SCALE, stages)
-            for stages in (2, 3)}  # fmt: skip
+def check_prefill() -> dict[str, Any]:
+    call, out, wanted = prefill_call([300, 1, 0, 128, 77], [300, 97, 5, 128, 1000])
+    call()
+    found = error(out, wanted())
+    return {"what": "check prefill", "error": found, "ok": found < 1e-2}
 
 
-def check_prefill(launch: str, queries: int, named: Named) -> Iterator[dict[str, Any]]:
-    new, ends = [300, 1, 0, 128, 77], [300, 97, 5, 128, 1000]
-    case = prefill_case(new, ends, queries)
-    exact = (case[name].double() for name in ("query", "pages"))
-    wanted = prefill.reference(*exact, case["tables"], case["firsts"], case["ends"], SCALE)
-    out = torch.empty_like(case["query"])
-    for variant, call in named(case, out).items():
-        out.fill_(float("nan"))
+def measure_prefill(tokens: int) -> dict[str, Any]:
+    call = prefill_call([tokens], [tokens])[0]
+    begin = time.perf_counter()
+    for _ in range(20):
         call()
-        found = error(out, wanted)
-        yield {"what": "check prefill", "variant": variant, "launch": launch, "error": found, "ok": found < 1e-2}
+    host = (time.perf_counter() - begin) / 20
+    return {**prefill_row(tokens, "headrace", captured([call] * 4)), "host_us": round(host * 1e6, 1)}
 
 
-def measure_prefill(tokens: int, launch: str, queries: int, named: Named) -> Iterator[dict[str, Any]]:
-    case = prefill_case([tokens], [tokens], queries)
-    for variant, call in named(case, torch.empty_like(case["query"])).items():
-        yield prefill_row(tokens, variant, launch, bench(call))
-
-
-def prefill_row(tokens: int, variant: str, launch: str, took: float) -> dict[str, Any]:
+def prefill_row(tokens: int, name: str, took: float) -> dict[str, Any]:
     work = 4 * HEADS * HEAD_DIM * tokens * tokens / 2
-    return {"what": "prefill", "tokens": tokens, "variant": variant, "launch": launch, "us": round(took * 1e6, 1),
-            "tflop_s": round(work / took / 1e12, 1)}  # fmt: skip
+    return {
+        "what": "prefill",
+        "tokens": tokens,
+        "by": name,
+        "us": round(took * 1e6, 1),
+        "tflop_s": round(work / took / 1e12, 1),
+    }
 
 
-def around(tokens: int) -> Iterator[dict[str, Any]]:
-    """What gathering costs, and torch's own kernels."""
-    case = prefill_case([tokens], [tokens], 128)
-    gathering = (case["pages"], case["tables"], case["starts"], case["ends"], case["both"], tokens)
-    yield prefill_row(tokens, "gather alone", "", bench(lambda: prefill.gather(*gathering)))
-    yield from (prefill_row(tokens, name, "", took) for name, took in library(tokens))
-
-
-def bench(call: Timed) -> float:
-    return float(do_bench(call, warmup=10, rep=60, return_mode="median")) / 1000
-
-
-def library(tokens: int) -> Iterator[tuple[str, float]]:
+def library(tokens: int) -> Iterator[dict[str, Any]]:
     query = random(1, HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
-    key, value = (random(1, KV_HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, device=GPU) for _ in range(2))
-    key, value = (half.repeat_interleave(HEADS // KV_HEADS, 1) for half in (key, value))
+    key, value = (random(1, HEADS, tokens, HEAD_DIM, dtype=torch.bfloat16, device=GPU) for _ in range(2))
     for name, backend in (("torch cudnn", SDPBackend.CUDNN_ATTENTION), ("torch flash", SDPBackend.FLASH_ATTENTION)):
         with sdpa_kernel(backend):
-            yield name, bench(lambda: scaled_dot_product_attention(query, key, value, is_causal=True))
+            call = partial(scaled_dot_product_attention, query, key, value, is_causal=True)
+            yield prefill_row(tokens, name, captured([call] * 4))
 
 
 def copy_bandwidth() -> dict[str, Any]:
@@ -213,49 +179,36 @@ def copy_bandwidth() -> dict[str, Any]:
     return {"what": "copy", "tb_s": round(2 * source.nbytes / median(lambda: target.copy_(source)) / 1e12, 3)}
 
 
-def decode_rows(quick: bool) -> Iterator[dict[str, Any]]:
-    default = next(iter(DECODE_LAUNCHES))
-    for name, launch in DECODE_LAUNCHES.items():
-        yield check_decode(name, launch)
-    for rows, context in SWEPT:
-        for name in DECODE_LAUNCHES if not quick else [default]:
-            yield measure_decode(rows, context, "256x32", name)
-        for splits in ("64x32", "128x32", "512x32"):
-            yield measure_decode(rows, context, splits, default)
-    for rows, context in () if quick else MEASURED:
-        yield measure_decode(rows, context, "256x32", default)
+def decode_rows(sweep: bool) -> Iterator[dict[str, Any]]:
+    names = list(LAUNCHES) if sweep else ["chosen"]
+    yield from map(check_decode, names)
+    for rows, context in DECODED:
+        chosen = [decode.splits_for(rows)]
+        sizes = [decode.Splits(tokens, 32) for tokens in (64, 128, 256, 512, 1024, 2048) if tokens < 2 * context]
+        for splits, name in itertools.product(sizes if sweep else chosen, names):
+            yield measure_decode(rows, context, splits, name)
 
 
-def prefill_rows(quick: bool) -> Iterator[dict[str, Any]]:
-    lengths = (8192,) if quick else (8192, 2048, 512)
-    for tokens in lengths:
-        yield from around(tokens)
-    for name, launch in PREFILL_LAUNCHES.items():
-        named = partial(variants, launch=launch)
-        yield from check_prefill(name, launch.queries, named)
-        for tokens in lengths:
-            yield from measure_prefill(tokens, name, launch.queries, named)
+def prefill_rows(sweep: bool) -> Iterator[dict[str, Any]]:
+    yield check_prefill()
+    for tokens in PREFILLED:
+        yield measure_prefill(tokens)
+        yield from library(tokens)
 
 
-def hopper_rows(quick: bool) -> Iterator[dict[str, Any]]:
-    yield from check_prefill("", 128, by_hand)
-    for tokens in (8192,) if quick else (8192, 2048, 512):
-        yield from measure_prefill(tokens, "", 128, by_hand)
-
-
-PARTS = {"decode": decode_rows, "prefill": prefill_rows, "hopper": hopper_rows}
+PARTS = {"decode": decode_rows, "prefill": prefill_rows}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and launches")
+    parser.add_argument("--sweep", action="store_true", help="every launch and split of decode, not only what is chosen")
     parser.add_argument("--only", choices=list(PARTS))
     arguments = parser.parse_args()
     torch.manual_seed(time.time_ns() % 2**31)
     rows = [{"what": "device", "name": torch.cuda.get_device_name(), "torch": torch.__version__}, copy_bandwidth()]
     for part, measure in PARTS.items():
         if arguments.only in (None, part):
-            for row in measure(arguments.quick):
+            for row in measure(arguments.sweep):
                 say(json.dumps(row))
                 rows.append(row)
     say("\n".join("  ".join(str(value) for value in row.values()) for row in rows))

@@ -21,7 +21,8 @@ class Attention:
         self.scale, self.invariant = spec.head_dim**-0.5, invariant
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         rows = max_rows + 1  # one more, of padding
-        self._spare = decode.scratch(rows, spec.heads, spec.kv_heads, spec.head_dim, decode.DETERMINISTIC, device)
+        heads = spec.heads, spec.kv_heads, spec.head_dim
+        self._few, self._many = (decode.scratch(n, *heads, decode.splits_for(n), device) for n in (decode.FEW, rows))
         self._room = prefill.scratch(room, spec.kv_heads, spec.head_dim, dtype, device)
         self._row_tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
         self._drawn_tables = torch.zeros_like(self._row_tables)
@@ -61,4 +62,5 @@ class Attention:
         return self._decode(query, page, tables, ends, torch.empty(query.shape, dtype=query.dtype, device=query.device))
 
     def _decode(self, query: Tensor, page: Tensor, tables: Tensor, ends: Tensor, out: Tensor) -> Tensor:
-        return decode.decode_attention(query, page, tables, ends, out, self._spare, self.scale, self.processors)
+        spare = self._few if len(query) <= decode.FEW else self._many
+        return decode.decode_attention(query, page, tables, ends, out, spare, self.scale, self.processors)
