@@ -6,11 +6,11 @@
     lengths int32 [rows]                                       tokens to attend to, the new one included; 0: an empty row
     out     [rows, heads, head_dim]                            softmax(scale * q[r, h] · K[h // group]) · V[h // group]
 
-Everything the launch depends on is static (rows, table width, processors), so a CUDA graph may replay it at any lengths. A
-persistent grid: each program counts the rows' splits itself and takes every so many-th of (row, split, key head). Heads that
-share a key head are the M of one product, so keys and values are read once. A row of one split is written directly; otherwise
-the program that arrives last adds up the parts, in the order of the splits. How a row is cut depends on its own length alone,
-so with the same `Splits` a row's result is the same, bit for bit, whatever stands in the other rows.
+`schedule` cuts the rows of a step into pieces, once for all layers. Every launch depends on static things only (rows, splits,
+processors), so a CUDA graph may replay it at any lengths: a persistent grid, whose programs take every so many-th of (piece,
+key head). Heads that share a key head are the M of one product, so keys and values are read once. A row of one piece is written
+directly; otherwise the program that arrives last adds up the parts, in the order of the pieces. How a row is cut depends on its
+own length alone, so with the same `Splits` a row's result is the same, bit for bit, whatever stands in the other rows.
 
 After Dao et al., "Flash-Decoding for long-context inference" (2023); the last arrival adds up, as in "Stream-K" (2023).
 """
@@ -24,7 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(math.log2(math.e))
-COMBINED = 4096  # elements of parts in registers at once when they are added up
+# Programs of one warp, which need no barriers, eight a processor: the best of those measured on an H100, at every batch.
+TILE, STAGES, RESIDENTS = 16, 3, 8
+COMBINED = 2048  # elements of parts in registers at once when they are added up
+PIECES = 16  # pieces a row that scratch memory has room for
 
 
 @dataclass(frozen=True)
@@ -35,43 +38,41 @@ class Splits:
     most: int
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.most < 1 or self.most & (self.most - 1):
-            raise ValueError(f"splits of {self.tokens} tokens, at most {self.most}: not a size and a power of two")
+        if self.tokens < 1 or self.tokens % TILE or self.most < 1 or self.most & (self.most - 1):
+            raise ValueError(f"splits of {self.tokens} tokens, at most {self.most}: no multiple of {TILE} and power of two")
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What is tuned: tokens a tile, warps a program, tiles in flight, programs a processor.
+class Pieces:
+    """int32 [1 + rows * most, 4]: how many; of each row * most + number, first token, last, pieces of its row."""
 
-    Programs of one warp, which need no barriers, eight a processor, were the best on an H100 at every batch.
-    """
-
-    tile: int = 16
-    warps: int = 1
-    stages: int = 3
-    residents: int = 8
+    table: Tensor
+    splits: Splits
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """What the splits of a row leave for the last of them. One serves all layers, and every batch of up to its rows."""
+    """What the pieces of a row leave for the last of them. One serves all layers, and every batch that fits."""
 
-    partial: Tensor  # float32 [rows, kv_heads, most, group, head_dim]
-    weights: Tensor  # float32 [rows, kv_heads, most, group]: log2 of the sum of exponentials
+    partial: Tensor  # float32 [pieces, heads, head_dim]
+    weights: Tensor  # float32 [pieces, heads]: log2 of the sum of exponentials
     arrivals: Tensor  # int32 [rows, kv_heads]: zero between launches
-    splits: Splits
 
 
-FEW = 16  # rows that cannot fill the processors
+def splits_for(rows: int) -> Splits:
+    """Short pieces while there are few rows, so that every processor has some; long ones when the rows alone fill them."""
+    if rows <= PIECES:
+        return Splits(64, 4 * PIECES)
+    return Splits(512, PIECES) if rows <= 3 * PIECES else Splits(1024, PIECES // 2)
 
 
-def scratch(rows: int, heads: int, kv_heads: int, head_dim: int, splits: Splits, device: torch.device) -> Scratch:
-    parts = (rows, kv_heads, splits.most, heads // kv_heads)
+def scratch(rows: int, heads: int, kv_heads: int, head_dim: int, device: torch.device) -> Scratch:
+    """For up to so many rows."""
+    pieces = max(rows, 4 * PIECES) * PIECES
     return Scratch(
-        torch.empty(*parts, head_dim, dtype=torch.float32, device=device),
-        torch.empty(parts, dtype=torch.float32, device=device),
+        torch.empty(pieces, heads, head_dim, dtype=torch.float32, device=device),
+        torch.empty(pieces, heads, dtype=torch.float32, device=device),
         torch.zeros(rows, kv_heads, dtype=torch.int32, device=device),
-        splits,
     )
 
 
@@ -91,10 +92,32 @@ def reference(query: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, sca
     return out
 
 
+@triton.jit(do_not_specialize=["lengths", "rows"])
+def _schedule(lengths, table, rows, split_tokens, ROWS: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr):
+    """One row's pieces into the table, behind those of the rows before it."""
+    row = tl.program_id(0)
+    every = tl.arange(0, ROWS)
+    length = tl.load(lengths + every, mask=every < rows, other=0)
+    piece = tl.maximum(split_tokens, tl.cdiv(tl.cdiv(length, MOST), TILE) * TILE)
+    count = tl.where(every < rows, tl.maximum(tl.cdiv(length, piece), 1), 0)  # an empty row has one, which writes its zeros
+    before = tl.sum(tl.where(every < row, count, 0), 0)
+    mine = tl.sum(tl.where(every == row, count, 0), 0)
+    tokens = tl.sum(tl.where(every == row, length, 0), 0)
+    size = tl.sum(tl.where(every == row, piece, 0), 0)
+    at = tl.arange(0, MOST)
+    record = table + 4 * (1 + before + at)
+    tl.store(record, row * MOST + at, mask=at < mine)
+    tl.store(record + 1, at * size, mask=at < mine)
+    tl.store(record + 2, tl.minimum(at * size + size, tokens), mask=at < mine)
+    tl.store(record + 3, mine, mask=at < mine)
+    if row == 0:
+        tl.store(table, tl.sum(count, 0))
+
+
 @triton.jit
-def _piece(length, split_tokens, MOST: tl.constexpr, TILE: tl.constexpr):
-    """Tokens a split of a row: a multiple of the tile."""
-    return tl.maximum(split_tokens, tl.cdiv(tl.cdiv(length, MOST), TILE) * TILE)
+def _record(table, number, pieces):
+    place = table + 4 * (1 + tl.minimum(number, pieces - 1))
+    return tl.load(place), tl.load(place + 1), tl.load(place + 2), tl.load(place + 3)
 
 
 @triton.jit
@@ -105,22 +128,27 @@ def _attend(
     """Tokens first..last of one key head (`pages` points at it) -> the mean of the values, log2 of the sum of exponentials."""
     HEADS: tl.constexpr = q.shape[0]
     DIM: tl.constexpr = q.shape[1]
+    # A tile begins at a multiple of itself: where it lies within a page, one address is looked up for all of it.
+    LOOKED: tl.constexpr = 1 if TILE <= BLOCK_SIZE else TILE
     d = tl.arange(0, DIM)
+    inside = (d < HEAD_DIM)[None, :]
+    token = tl.arange(0, TILE)
+    below = token * token_stride if TILE <= BLOCK_SIZE else token * 0
     peak = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     acc = tl.zeros([HEADS, DIM], tl.float32)
-    at = first + tl.arange(0, TILE)
+    values = pages + KV_HEADS * head_stride
+    at = first + tl.arange(0, LOOKED)
     ahead = tl.load(table + at // BLOCK_SIZE, mask=at < last, other=0)  # a tile early: the pages' addresses must not wait
     for start in tl.range(first, last, TILE, num_stages=STAGES):
-        block = ahead
-        at = start + tl.arange(0, TILE)
-        live = at < last
+        at = start + tl.arange(0, LOOKED)
+        slot = ahead.to(tl.int64) * page_stride + (at % BLOCK_SIZE) * token_stride
         ahead = tl.load(table + (at + TILE) // BLOCK_SIZE, mask=at + TILE < last, other=0)
-        slot = block.to(tl.int64) * page_stride + (at % BLOCK_SIZE) * token_stride
-        key = tl.load(pages + slot[None, :] + d[:, None], mask=live[None, :] & (d < HEAD_DIM)[:, None], other=0.0)
-        values = pages + KV_HEADS * head_stride
-        value = tl.load(values + slot[:, None] + d[None, :], mask=live[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-        score = tl.where(live[None, :], tl.dot(q, key) * scale, float("-inf"))
+        where = slot[:, None] + below[:, None] + d[None, :]
+        live = start + token < last
+        key = tl.load(pages + where, mask=live[:, None] & inside, other=0.0)
+        value = tl.load(values + where, mask=live[:, None] & inside, other=0.0)
+        score = tl.where(live[None, :], tl.dot(q, tl.trans(key)) * scale, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 1))
         weight = tl.exp2(score - higher[:, None])
         fade = tl.exp2(peak - higher)
@@ -132,8 +160,8 @@ def _attend(
 
 
 @triton.jit
-def _combine(partial, weights, out, out_head, count, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
-             MOST: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def _combine(partial, weights, out, out_head, count, ALL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+             DIM: tl.constexpr, MOST: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Add up `count` parts of one (row, key head). Read past the first-level cache: other processors wrote them."""
     HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
     g = tl.arange(0, HEADS)
@@ -141,7 +169,7 @@ def _combine(partial, weights, out, out_head, count, GROUP: tl.constexpr, HEAD_D
     at = tl.arange(0, MOST)
     mine = (at < count)[:, None] & (g < GROUP)[None, :]
     none = tl.where(g < GROUP, float("-inf"), 0.0)[None, :]  # heads that only fill up the power of two stay finite
-    every = tl.load(weights + at[:, None] * GROUP + g[None, :], mask=mine, other=none, cache_modifier=".cg")
+    every = tl.load(weights + at[:, None] * ALL + g[None, :], mask=mine, other=none, cache_modifier=".cg")
     peak = tl.max(every, 0)
     total = tl.sum(tl.exp2(every - peak[None, :]), 0)
     acc = tl.zeros([HEADS, DIM], tl.float32)
@@ -149,88 +177,82 @@ def _combine(partial, weights, out, out_head, count, GROUP: tl.constexpr, HEAD_D
     for start in range(0, count, CHUNK):
         part = start + tl.arange(0, CHUNK)
         some = (part < count)[:, None] & (g < GROUP)[None, :]
-        share = tl.load(weights + part[:, None] * GROUP + g[None, :], mask=some, other=none, cache_modifier=".cg")
-        where = part[:, None, None] * (GROUP * HEAD_DIM) + (g[:, None] * HEAD_DIM + d[None, :])[None, :, :]
+        share = tl.load(weights + part[:, None] * ALL + g[None, :], mask=some, other=none, cache_modifier=".cg")
+        where = part[:, None, None] * (ALL * HEAD_DIM) + (g[:, None] * HEAD_DIM + d[None, :])[None, :, :]
         piece = tl.load(partial + where, mask=some[:, :, None] & whole[None, :, :], other=0.0, cache_modifier=".cg")
         acc += tl.sum(piece * (tl.exp2(share - peak[None, :]) / total[None, :])[:, :, None], 0)
     tl.store(out + g[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tables", "table_row", "pieces"])
 def _decode(
-    query, pages, tables, lengths, out, partial, weights, arrivals, scale, rows, split_tokens,
+    query, pages, tables, out, table, partial, weights, arrivals, scale, pieces,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
-    ROWS: tl.constexpr, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, CHUNK: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    every = tl.arange(0, ROWS)
-    length = tl.load(lengths + every, mask=every < rows, other=0)
-    # An empty row has one split, which writes its zeros.
-    splits = tl.where(every < rows, tl.maximum(tl.cdiv(length, _piece(length, split_tokens, MOST, TILE)), 1), 0)
-    ends = tl.cumsum(splits, 0)
+    ALL: tl.constexpr = KV_HEADS * GROUP
     g = tl.arange(0, HEADS)
     d = tl.arange(0, DIM)
     whole = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    for item in range(tl.program_id(0), tl.sum(splits, 0) * KV_HEADS, tl.num_programs(0)):
+    programs = tl.num_programs(0)
+    place_next, first_next, last_next, count_next = _record(table, tl.program_id(0) // KV_HEADS, pieces)
+    for item in range(tl.program_id(0), tl.load(table) * KV_HEADS, programs):
+        place, first, last, count = place_next, first_next, last_next, count_next
+        place_next, first_next, last_next, count_next = _record(table, (item + programs) // KV_HEADS, pieces)
+        row = place // MOST
         head = item % KV_HEADS
-        work = item // KV_HEADS
-        row = tl.sum((ends <= work).to(tl.int32), 0)
-        split = work - tl.max(tl.where(ends <= work, ends, 0), 0)
-        tokens = tl.load(lengths + row)
-        piece = _piece(tokens, split_tokens, MOST, TILE)
-        count = tl.cdiv(tokens, piece)
         heads = head * GROUP + g
         q = tl.load(query + row * query_row + heads[:, None] * query_head + d[None, :], mask=whole, other=0.0)
         acc, weight = _attend(
-            q, pages + head * head_stride, tables + row * table_row, split * piece, tl.minimum(split * piece + piece, tokens),
-            scale * LOG2E, page_stride, token_stride, head_stride, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, STAGES,
+            q, pages + head * head_stride, tables + row * table_row, first, last, scale * LOG2E,
+            page_stride, token_stride, head_stride, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, STAGES,
         )  # fmt: skip
-        place = out + row * out_row + head * GROUP * out_head
-        if count <= 1:
-            tl.store(place + g[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
+        target = out + row * out_row + head * GROUP * out_head
+        if count == 1:
+            tl.store(target + g[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
         else:
-            part = ((row * KV_HEADS + head) * MOST).to(tl.int64) * GROUP
-            mine = part + split * GROUP + g
+            mine = place.to(tl.int64) * ALL + heads
             tl.store(partial + mine[:, None] * HEAD_DIM + d[None, :], acc, mask=whole)
             tl.store(weights + mine, weight, mask=g < GROUP)
             tl.debug_barrier()  # every thread's part before the one thread's arrival
             arrival = arrivals + row * KV_HEADS + head
-            if tl.atomic_add(arrival, 1, sem="acq_rel") == count - 1:
-                tl.store(arrival, 0)
-                _combine(partial + part * HEAD_DIM, weights + part, place, out_head, count, GROUP, HEAD_DIM, DIM, MOST, CHUNK)
+            if tl.atomic_add(arrival, 1, sem="release") == count - 1:
+                tl.atomic_xchg(arrival, 0, sem="acquire")
+                part = row.to(tl.int64) * (MOST * ALL) + head * GROUP
+                _combine(
+                    partial + part * HEAD_DIM, weights + part, target, out_head, count, ALL, GROUP, HEAD_DIM, DIM, MOST, CHUNK
+                )
 
 
-def splits_for(rows: int) -> Splits:
-    """Short pieces while there are few rows, so that every processor has some; long ones when the rows alone fill them."""
-    return Splits(64, 32) if rows <= FEW else Splits(512, 32)
+def schedule(lengths: Tensor, splits: Splits) -> Pieces:
+    """Once a step, for all layers."""
+    rows = len(lengths)
+    table = torch.empty(1 + rows * splits.most, 4, dtype=torch.int32, device=lengths.device)
+    bucket = max(32, triton.next_power_of_2(rows))
+    _schedule[(rows,)](lengths, table, rows, splits.tokens, bucket, splits.most, TILE, num_warps=1)
+    return Pieces(table, splits)
 
 
 def decode_attention(
-    query: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, out: Tensor, scratch: Scratch, scale: float,
-    processors: int, launch: Launch | None = None,
-) -> Tensor:  # fmt: skip
+    query: Tensor, pages: Tensor, tables: Tensor, pieces: Pieces, out: Tensor, scratch: Scratch, scale: float, processors: int
+) -> Tensor:
     """`processors`: multiprocessors to fill. The head dimension must be contiguous in query, pages and out."""
     rows, heads, head_dim = query.shape
-    block_size, kv_heads = pages.shape[1], pages.shape[2] // 2
+    block_size, kv_heads, most = pages.shape[1], pages.shape[2] // 2, pieces.splits.most
     group = heads // kv_heads
-    if heads % kv_heads or rows > scratch.arrivals.shape[0] or scratch.partial.shape[1:] != (
-        kv_heads, scratch.splits.most, group, head_dim,
-    ):  # fmt: skip
-        raise ValueError(f"scratch {tuple(scratch.partial.shape)} does not fit {rows} rows of {heads}/{kv_heads} heads")
+    count = len(pieces.table) - 1
+    if heads % kv_heads or scratch.partial.shape[1:] != (heads, head_dim) or scratch.arrivals.shape[1] != kv_heads:
+        raise ValueError(f"scratch {tuple(scratch.partial.shape)} does not fit {heads}/{kv_heads} heads of {head_dim}")
+    if count != rows * most or count > len(scratch.partial) or rows > len(scratch.arrivals):
+        raise ValueError(f"{count} pieces of {rows} rows do not fit scratch for {len(scratch.partial)}")
     if any(tensor.stride(-1) != 1 for tensor in (query, pages, tables, out)):
         raise ValueError("the last dimension of query, pages, tables and out must be contiguous")
-    launch = launch or Launch()
-    split = -(-scratch.splits.tokens // launch.tile) * launch.tile
-    dim = triton.next_power_of_2(head_dim)
-    chunk = max(1, COMBINED // (triton.next_power_of_2(group) * dim))
-    programs = min(processors * launch.residents, rows * kv_heads * scratch.splits.most)
-    _decode[(programs,)](
-        query, pages, tables, lengths, out, scratch.partial, scratch.weights, scratch.arrivals, scale, rows, split,
+    dim, wide = triton.next_power_of_2(head_dim), triton.next_power_of_2(group)
+    _decode[(min(processors * RESIDENTS, count * kv_heads),)](
+        query, pages, tables, out, pieces.table, scratch.partial, scratch.weights, scratch.arrivals, scale, count,
         query.stride(0), query.stride(1), pages.stride(0), pages.stride(1), pages.stride(2), tables.stride(0),
-        out.stride(0), out.stride(1),
-        max(32, triton.next_power_of_2(rows)), kv_heads, group, max(16, triton.next_power_of_2(group)), head_dim, dim,
-        block_size, scratch.splits.most, launch.tile, launch.stages, chunk,
-        num_warps=launch.warps,
+        out.stride(0), out.stride(1), kv_heads, group, max(16, wide), head_dim, dim, block_size, most, TILE, STAGES,
+        max(1, COMBINED // (wide * dim)), num_warps=1,
     )  # fmt: skip
     return out

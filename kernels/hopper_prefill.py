@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 LOG2E = gl.constexpr(1.4426950408889634)
-HIDDEN = gl.constexpr(-1.0e30)  # finite: a query that sees nothing of its first tile must not make a NaN
+LOWEST = gl.constexpr(-1.0e30)  # the first peak, finite: a query that sees nothing of its first tile must not make a NaN
 QUERIES = 128
 KEYS = 128
 STAGES = 2
@@ -77,13 +77,9 @@ def _weigh(score, peak, total, scale, position, at, HIDE: gl.constexpr, KEYS: gl
     """Scores -> weights against the new peak, the new peak and sum, and by how much the old ones fade."""
     if HIDE:
         column = at + gl.arange(0, KEYS, layout=gl.SliceLayout(0, layout))
-        # Scaled before it is hidden: one that is hidden must equal a peak of nothing else, exactly.
-        score = gl.where(column[None, :] <= position[:, None], score * scale, HIDDEN)
-        higher = gl.maximum(peak, gl.max(score, 1))
-        weight = gl.exp2(score - higher[:, None])
-    else:
-        higher = gl.maximum(peak, gl.max(score, 1) * scale)
-        weight = gl.exp2(score * scale - higher[:, None])
+        score = gl.where(column[None, :] <= position[:, None], score, float("-inf"))
+    higher = gl.maximum(peak, gl.max(score, 1) * scale)
+    weight = gl.exp2(score * scale - higher[:, None])
     fade = gl.exp2(peak - higher)
     return weight, higher, total * fade + gl.sum(weight, 1), fade
 
@@ -128,7 +124,7 @@ def _attend(common, part: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr
     at = first + part * QUERIES + gl.arange(0, QUERIES, layout=gl.SliceLayout(1, layout))
     position = offset + at
     q = q_tiles.index(part)
-    peak = gl.full([QUERIES], float("-inf"), gl.float32, gl.SliceLayout(1, layout))
+    peak = gl.full([QUERIES], LOWEST, gl.float32, gl.SliceLayout(1, layout))
     total = gl.zeros([QUERIES], gl.float32, gl.SliceLayout(1, layout))
     mbarrier.wait(q_ready, 0)
     mbarrier.wait(k_ready.index(0), 0)

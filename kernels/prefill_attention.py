@@ -193,7 +193,7 @@ def _prefill(
 
 def scratch(room: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> Scratch:
     """For at least the longest row's tokens. One serves all layers."""
-    tokens = -(-room // GATHERED) * GATHERED
+    tokens = -(-max(room, 1) // GATHERED) * GATHERED
     by_hand = hopper_prefill.serves(head_dim, dtype, device)
     return Scratch(tokens, hopper_prefill.gathered(tokens, kv_heads, head_dim, dtype, device) if by_hand else None)
 

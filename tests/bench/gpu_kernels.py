@@ -29,12 +29,6 @@ HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE = 32, 8, 128, 16
 SCALE = HEAD_DIM**-0.5
 Timed = Callable[[], object]
 
-LAUNCHES = {
-    f"{each}w{warps}s{stages}r{residents}": decode.Launch(each, warps, stages, residents)
-    for each, warps, stages, residents in (
-        (16, 1, 4, 8), (16, 1, 3, 8), (16, 1, 3, 6), (16, 2, 4, 4), (16, 4, 4, 2), (16, 4, 3, 2), (32, 1, 3, 6), (32, 2, 3, 3),
-    )
-}  # fmt: skip
 DECODED = (
     (1, 200), (1, 2048), (1, 8192), (8, 200), (32, 200), (32, 2048), (64, 1024), (64, 4096), (128, 192), (256, 192), (512, 200),
 )  # fmt: skip
@@ -72,18 +66,20 @@ def captured(calls: list[Timed]) -> float:
     return median(graph.replay) / len(calls)
 
 
-def decode_calls(rows: int, context: int, splits: decode.Splits, launch: decode.Launch | None, layers: int) -> list[Timed]:
+def decode_calls(rows: int, context: int, splits: decode.Splits, layers: int) -> list[Timed]:
     blocks = -(-context // BLOCK_SIZE)
     tables = torch.randperm(rows * blocks, device=GPU).to(torch.int32).view(rows, blocks)
     lengths = torch.full((rows,), context, dtype=torch.int32, device=GPU)
     query = random(rows, HEADS, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
     out = torch.empty_like(query)
-    spare = decode.scratch(rows, HEADS, KV_HEADS, HEAD_DIM, splits, GPU)
+    spare = decode.scratch(rows, HEADS, KV_HEADS, HEAD_DIM, GPU)
     shape = (rows * blocks, BLOCK_SIZE, 2 * KV_HEADS, HEAD_DIM)
     every = [torch.randn(shape, dtype=torch.bfloat16, device=GPU) for _ in range(layers)]
 
+    pieces = decode.schedule(lengths, splits)
+
     def call(pages: Tensor) -> Timed:
-        return lambda: decode.decode_attention(query, pages, tables, lengths, out, spare, SCALE, processors(), launch)
+        return lambda: decode.decode_attention(query, pages, tables, pieces, out, spare, SCALE, processors())
 
     return [call(pages) for pages in every]
 
@@ -92,16 +88,16 @@ def processors() -> int:
     return torch.cuda.get_device_properties(GPU).multi_processor_count
 
 
-def measure_decode(rows: int, context: int, splits: decode.Splits, launch: str) -> dict[str, Any]:
+def measure_decode(rows: int, context: int, splits: decode.Splits) -> dict[str, Any]:
     """On pages of as many layers as do not stay in the cache."""
     size = rows * context * 2 * KV_HEADS * HEAD_DIM * 2
     layers = max(2, min(32, 2**30 // size))
-    took = captured(decode_calls(rows, context, splits, LAUNCHES.get(launch), layers))
-    return {"what": "decode", "rows": rows, "context": context, "splits": f"{splits.tokens}x{splits.most}", "launch": launch,
+    took = captured(decode_calls(rows, context, splits, layers))
+    return {"what": "decode", "rows": rows, "context": context, "splits": f"{splits.tokens}x{splits.most}",
             "us": round(took * 1e6, 2), "tb_s": round(size / took / 1e12, 3)}  # fmt: skip
 
 
-def check_decode(name: str) -> dict[str, Any]:
+def check_decode() -> dict[str, Any]:
     lengths = [0, 1, 15, 16, 17, 255, 256, 257, 1021, 5000]
     pages, tables = filled(lengths, BLOCK_SIZE, KV_HEADS, HEAD_DIM, torch.bfloat16, GPU)
     query = random(len(lengths), HEADS, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
@@ -109,13 +105,14 @@ def check_decode(name: str) -> dict[str, Any]:
     wanted = decode.reference(query.double(), pages.double(), tables, on_device, SCALE)
     worst, same = 0.0, True
     for tokens in (64, 256, 1024):
-        spare = decode.scratch(len(lengths), HEADS, KV_HEADS, HEAD_DIM, decode.Splits(tokens, 32), GPU)
+        spare = decode.scratch(len(lengths), HEADS, KV_HEADS, HEAD_DIM, GPU)
+        pieces = decode.schedule(on_device, decode.Splits(tokens, 16))
         outs = [torch.full_like(query, float("nan")) for _ in range(5)]
         for out in outs:
-            decode.decode_attention(query, pages, tables, on_device, out, spare, SCALE, processors(), LAUNCHES.get(name))
+            decode.decode_attention(query, pages, tables, pieces, out, spare, SCALE, processors())
         worst = max(worst, *(error(out, wanted) for out in outs))
         same &= all(torch.equal(out, outs[0]) for out in outs)
-    return {"what": "check decode", "launch": name, "error": worst, "repeats_equal": same, "ok": worst < 1e-2 and same}
+    return {"what": "check decode", "error": worst, "repeats_equal": same, "ok": worst < 1e-2 and same}
 
 
 def prefill_call(new: list[int], ends: list[int]) -> tuple[Timed, Tensor, Callable[[], Tensor]]:
@@ -180,13 +177,11 @@ def copy_bandwidth() -> dict[str, Any]:
 
 
 def decode_rows(sweep: bool) -> Iterator[dict[str, Any]]:
-    names = list(LAUNCHES) if sweep else ["chosen"]
-    yield from map(check_decode, names)
+    yield check_decode()
     for rows, context in DECODED:
-        chosen = [decode.splits_for(rows)]
-        sizes = [decode.Splits(tokens, 32) for tokens in (64, 128, 256, 512, 1024, 2048) if tokens < 2 * context]
-        for splits, name in itertools.product(sizes if sweep else chosen, names):
-            yield measure_decode(rows, context, splits, name)
+        swept = [decode.Splits(tokens, 8 if rows > 48 else 16) for tokens in (64, 128, 256, 512, 1024, 2048)]
+        for splits in [decode.splits_for(rows), *(swept if sweep else [])]:
+            yield measure_decode(rows, context, splits)
 
 
 def prefill_rows(sweep: bool) -> Iterator[dict[str, Any]]:
@@ -201,7 +196,7 @@ PARTS = {"decode": decode_rows, "prefill": prefill_rows}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", action="store_true", help="every launch and split of decode, not only what is chosen")
+    parser.add_argument("--sweep", action="store_true", help="every split of decode, not only what is chosen")
     parser.add_argument("--only", choices=list(PARTS))
     arguments = parser.parse_args()
     torch.manual_seed(time.time_ns() % 2**31)

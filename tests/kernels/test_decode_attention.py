@@ -6,21 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.decode_attention import Launch, Splits, decode_attention, reference, scratch
+from kernels.decode_attention import Splits, decode_attention, reference, schedule, scratch, splits_for
 from tests.kernels.paged import error, filled, random
 
-SMALL = Launch(tile=32, warps=4, stages=2, residents=1)
 SPLITS = Splits(64, 4)
 
 
-def run(query: Tensor, pages: Tensor, tables: Tensor, lengths: list[int], splits: Splits = SPLITS, programs: int = 5) -> Tensor:
+def run(query: Tensor, pages: Tensor, tables: Tensor, lengths: list[int], splits: Splits = SPLITS, programs: int = 1) -> Tensor:
     kv_heads = pages.shape[2] // 2
-    spare = scratch(len(lengths), query.shape[1], kv_heads, query.shape[2], splits, query.device)
+    spare = scratch(len(lengths), query.shape[1], kv_heads, query.shape[2], query.device)
     spare.partial.fill_(float("nan"))
     spare.weights.fill_(float("nan"))
     out = torch.full(query.shape, float("nan"), dtype=query.dtype, device=query.device)
-    on_device = torch.tensor(lengths, dtype=torch.int32, device=query.device)
-    decode_attention(query, pages, tables, on_device, out, spare, query.shape[2] ** -0.5, programs, SMALL)
+    pieces = schedule(torch.tensor(lengths, dtype=torch.int32, device=query.device), splits)
+    decode_attention(query, pages, tables, pieces, out, spare, query.shape[2] ** -0.5, programs)
     assert not spare.arrivals.any(), "the next launch counts from zero"
     return out
 
@@ -35,16 +34,15 @@ def check(
     assert error(run(query, pages, tables, lengths), wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
-@pytest.mark.parametrize("block_size", [8, 16, 32])
-@pytest.mark.parametrize("head_dim", [64, 96, 128])
+@pytest.mark.parametrize(("block_size", "head_dim"), [(8, 128), (16, 64), (16, 96), (32, 128)])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (17, 1)])
 def test_shapes(block_size: int, head_dim: int, heads: int, kv_heads: int, device: torch.device) -> None:
-    """One token, an empty row, a page's edges, a split's edges, a prime, and more splits than there may be."""
+    """One token, an empty row, a page's edges, a piece's edges, a prime, and more pieces than there may be."""
     check([1, 0, block_size - 1, block_size + 1, 64, 67, 311], heads, kv_heads, head_dim, block_size, torch.float16, device)
 
 
-@settings(max_examples=12, deadline=None)
-@given(lengths=st.lists(st.integers(0, 400), min_size=1, max_size=6))
+@settings(max_examples=8, deadline=None)
+@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=5))
 def test_lengths(lengths: list[int], device: torch.device) -> None:
     check(lengths, 4, 2, 64, 16, torch.float32 if device.type == "cpu" else torch.bfloat16, device)
 
@@ -72,11 +70,34 @@ def test_a_row_depends_on_itself_alone(device: torch.device) -> None:
         assert torch.equal(together[row], alone[0])
 
 
-def test_a_scratch_of_another_shape_is_refused(device: torch.device) -> None:
+def test_pieces_cover_every_row(device: torch.device) -> None:
+    """In order, each but a row's last as long as the policy says, longer ones where there may be no more of them."""
+    lengths = [0, 1, 64, 65, 1000, 256]
+    table = schedule(torch.tensor(lengths, dtype=torch.int32, device=device), SPLITS).table.tolist()
+    count, records = table[0][0], table[1:]
+    assert [record[0] // 4 for record in records[:count]] == [0, 1, 2, 3, 3, *[4] * 4, *[5] * 4]
+    assert [record[3] for record in records[:count]] == [1, 1, 1, 2, 2, *[4] * 8]
+    spans = [(first, last) for _, first, last, _ in records[:count]]
+    assert spans[:5] == [(0, 0), (0, 1), (0, 64), (0, 64), (64, 65)]
+    assert spans[5:9] == [(0, 256), (256, 512), (512, 768), (768, 1000)]
+    assert spans[9:] == [(0, 64), (64, 128), (128, 192), (192, 256)]
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 48, 49, 512])
+def test_scratch_holds_every_policy(rows: int) -> None:
+    for room in (rows, 512):
+        assert rows * splits_for(rows).most <= len(scratch(room, 1, 1, 1, torch.device("cpu")).partial)
+
+
+def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     pages, tables = filled([3], 16, 2, 64, torch.float16, device)
     query = random(1, 4, 64, dtype=torch.float16, device=device)
-    spare = scratch(1, 8, 2, 64, SPLITS, device)
-    with pytest.raises(ValueError, match="scratch"):
-        decode_attention(query, pages, tables, torch.tensor([3]), torch.empty_like(query), spare, 1.0, 5, SMALL)
+    lengths = torch.tensor([3], dtype=torch.int32, device=device)
+    spare = scratch(1, 8, 2, 64, device)
+    with pytest.raises(ValueError, match="does not fit 4/2 heads"):
+        decode_attention(query, pages, tables, schedule(lengths, SPLITS), torch.empty_like(query), spare, 1.0, 5)
+    with pytest.raises(ValueError, match="do not fit"):
+        pieces = schedule(lengths, Splits(64, 2048))
+        decode_attention(query, pages, tables, pieces, torch.empty_like(query), scratch(1, 4, 2, 64, device), 1.0, 5)
     with pytest.raises(ValueError, match="power of two"):
         Splits(64, 3)

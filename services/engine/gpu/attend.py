@@ -21,26 +21,30 @@ class Attention:
         self.scale, self.invariant = spec.head_dim**-0.5, invariant
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         rows = max_rows + 1  # one more, of padding
-        heads = spec.heads, spec.kv_heads, spec.head_dim
-        self._few, self._many = (decode.scratch(n, *heads, decode.splits_for(n), device) for n in (decode.FEW, rows))
+        self._spare = decode.scratch(rows, spec.heads, spec.kv_heads, spec.head_dim, device)
         self._room = prefill.scratch(room, spec.kv_heads, spec.head_dim, dtype, device)
         self._row_tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
         self._drawn_tables = torch.zeros_like(self._row_tables)
 
     def begin(self, arrays: Arrays, step: Step, tables: Tables, block_size: int) -> None:
-        """Gather the block tables of a step's rows."""
+        """Gather the block tables of a step's rows, and cut their contexts into pieces for decode attention."""
         self._arrays, self._step = arrays, step
         gather_tables(arrays.slot_of[: step.rows], arrays.ends[: step.rows], tables.all, self._row_tables, block_size)
         if not step.all_drawn:
             slots, ends = arrays.drawn_slots[: step.drawn], arrays.drawn_ends[: step.drawn]
             gather_tables(slots, ends, tables.all, self._drawn_tables, block_size)
+        if n := step.decodes:
+            self._pieces = decode.schedule(arrays.decode_ends[:n], decode.splits_for(n))
+        if not self.invariant:
+            ends = arrays.ends[: step.rows] if step.all_drawn else arrays.drawn_ends[: step.drawn]
+            self._drawn_pieces = decode.schedule(ends, decode.splits_for(len(ends)))
 
     def all(self, query: Tensor, page: Tensor) -> Tensor:
         """[tokens, heads, head_dim] -> the same, contiguous; the pages hold the step's own keys and values already."""
         arrays, step = self._arrays, self._step
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if n := step.decodes:  # what is no decode row gets zeros here, and its answer below
-            self._decode(query[:n], page, self._row_tables[:n], arrays.decode_ends[:n], out[:n])
+            self._decode(query[:n], page, self._row_tables[:n], self._pieces, out[:n])
         tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.ends[: step.rows]
         tiles, starts = arrays.tiles[: 2 * step.tiles].view(-1, 2), arrays.starts[: step.rows]
         if step.groups is None:
@@ -52,15 +56,16 @@ class Attention:
     def drawn(self, query: Tensor, page: Tensor) -> Tensor:
         """[tokens, heads, head_dim] -> [drawn, heads, head_dim]: only the tokens that are drawn from."""
         arrays, step = self._arrays, self._step
-        drawn, tables, ends = arrays.drawn[: step.drawn], self._drawn_tables[: step.drawn], arrays.drawn_ends[: step.drawn]
+        drawn, tables = arrays.drawn[: step.drawn], self._drawn_tables[: step.drawn]
         if self.invariant:
             return self.all(query, page)[drawn]
         if step.all_drawn:
-            tables, ends = self._row_tables[: step.rows], arrays.ends[: step.rows]
+            tables = self._row_tables[: step.rows]
         else:
             query = query[drawn]
-        return self._decode(query, page, tables, ends, torch.empty(query.shape, dtype=query.dtype, device=query.device))
+        return self._decode(
+            query, page, tables, self._drawn_pieces, torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        )
 
-    def _decode(self, query: Tensor, page: Tensor, tables: Tensor, ends: Tensor, out: Tensor) -> Tensor:
-        spare = self._few if len(query) <= decode.FEW else self._many
-        return decode.decode_attention(query, page, tables, ends, out, spare, self.scale, self.processors)
+    def _decode(self, query: Tensor, page: Tensor, tables: Tensor, pieces: decode.Pieces, out: Tensor) -> Tensor:
+        return decode.decode_attention(query, page, tables, pieces, out, self._spare, self.scale, self.processors)
