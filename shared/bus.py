@@ -200,7 +200,8 @@ class Bus:
     async def open(self, record: Record, ttl_s: int) -> None:
         """A new request in one round trip: its record, then its submission. Nobody else knows its id yet."""
         key, submit = self.names.record(record.submit.request), record.submit
-        await self.run([("SET", key, encode(record), "EX", ttl_s), ("XADD", self.names.submit, "*", FIELD, encode(submit))])
+        # NX: sent again after a lost reply, it must not undo what a restore has made of the record meanwhile.
+        await self.run([("SET", key, encode(record), "NX", "EX", ttl_s), self._add(self.names.submit, submit)])
 
     async def load(self, request: str) -> Record | None:
         [packed] = await self.run([("GET", self.names.record(request))])

@@ -2,8 +2,10 @@
 
 from services.engine.job import Job
 from shared.bus import Bus
-from shared.messages import Step
+from shared.messages import LogRecord, Step
 from shared.tokenlog import Follower
+
+CLAIMS = 3  # a broker that restarts between the two calls may have lost the claim
 
 
 async def catch_up(bus: Bus, job: Job) -> bool:
@@ -12,12 +14,14 @@ async def catch_up(bus: Bus, job: Job) -> bool:
     False: the log ends in a conflict, a higher epoch or an end, and the request is not ours to continue. Raises BusDown.
     """
     work, stream = job.work, bus.names.tokens(job.work.partition)
-    mine = await bus.append(stream, Step(records=(job.claim(),)))
     follower = Follower(work.generation, work.sampling.n, work.given, work.ends)
-    said, _ = await bus.told(stream, work.request, work.log_from, mine)
-    ours = follower.continues(job.epoch, (record for _, record in said))
+    claim, said = job.claim(), list[LogRecord]()
+    for _ in range(CLAIMS):
+        mine = await bus.append(stream, Step(records=(claim,)))
+        said = [record for _, record in (await bus.told(stream, work.request, work.log_from, mine))[0]]
+        if claim in said:
+            break
+    ours = follower.continues(job.epoch, said)
     job.choices = follower.choices
-    job.lost = min(
-        work.tries, follower.fruitless - 1
-    )  # engines that died, and without a token: one that had one did not die of it
+    job.lost = min(work.tries, follower.fruitless - 1)  # of engines that died, those that had no token from it
     return ours

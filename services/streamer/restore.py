@@ -27,12 +27,13 @@ async def restore(streamer: "Streamer", session: Session) -> None:
         log.warning("%s: %s is not restored yet: %s", streamer.config.id, session.id, error)
     finally:
         session.restoring = False
+        session.held.clear()
 
 
 async def _restore(streamer: "Streamer", session: Session) -> None:
     bus, before = streamer.bus, session.record
     log_from = await bus.last_entry(bus.names.tokens(session.partition))
-    session.conflict = True  # from here on it listens to nothing before the new attempt's claim
+    session.conflict = True  # from here on it holds what it hears: the new attempt may begin before we hear that it may
     given, ends = session.known()
     least = max(session.follower.epoch[0] + 1, int(1000 * time.time()))
     record = await bus.change(

@@ -178,12 +178,19 @@ class Streamer:
                 session.fail("deadline_exceeded", "the request's time ran out")
             elif session.conflict:
                 await restore(self, session)
-            elif session.follower.claimed and not session.follower.ended and now - session.heard > SILENCE_S:
+            elif not session.follower.ended and now - session.heard > self._patience_s(session):
                 session.heard = now
-                _, ms, seq = session.follower.epoch
-                if not await self.bus.holds(self.bus.names.work, f"{ms}-{seq}"):
+                if await self._nobody_has(session):
                     await restore(self, session)
         await self._keep_partition()
+
+    def _patience_s(self, session: Session) -> float:
+        """Before an engine's claim it may wait in a queue, though hardly for longer than admission has foreseen."""
+        return SILENCE_S if session.follower.claimed else SILENCE_S + 2 * self.config.max_wait_s
+
+    async def _nobody_has(self, session: Session) -> bool:
+        _, ms, seq = session.follower.epoch
+        return not session.follower.claimed or not await self.bus.holds(self.bus.names.work, f"{ms}-{seq}")
 
     async def _keep_partition(self) -> None:
         """Partitions of streamers that are gone are followed only while somebody here needs them."""

@@ -74,6 +74,7 @@ class Session:
         self.key = ANYBODY
         self.skipped: int | None = None  # tokens that an earlier connection was told; None: there was none
         self.outputs = [Output(TextStream(vocab.tokenizer, record.stop)) for _ in range(record.submit.sampling.n)]
+        self.held: list[tuple[str, LogRecord]] = []  # told while a restore was under way: the new attempt's may be among them
         self.follower = Follower(0, 0)
         self.begin(record)
 
@@ -84,6 +85,9 @@ class Session:
         self.follower = Follower(submit.generation, submit.sampling.n, submit.given, submit.ends)
         self.follower.inherit(before)
         self.conflict, self.heard = False, time.monotonic()
+        held, self.held = self.held, []
+        for entry, told in held:
+            self.apply(entry, told)
 
     @property
     def id(self) -> str:
@@ -107,7 +111,11 @@ class Session:
             if record.connection > self.record.connection:
                 self.fail("superseded", "another connection serves this request now")
             return
-        if self.conflict or entry_order(entry) <= entry_order(self.position):
+        if self.conflict:
+            if self.restoring:
+                self.held.append((entry, record))
+            return
+        if entry_order(entry) <= entry_order(self.position):
             return
         verdict = self.follower.read(record)
         if verdict is Verdict.NOTHING:

@@ -215,12 +215,13 @@ class SimStreamer(Streamer):
         life: Any = SimpleNamespace(config=CONFIG, bus=bus, stats=stats)
         super().__init__(life, SimpleNamespace(tokenizer=None), START, partition)  # type: ignore[arg-type]
         self.kernel, self.process = kernel, process
-        self.conflicts = 0
+        self.conflicts: list[Session] = []
         process.start(self.followed())
         process.start(self.beats())
 
     def start(self, work: Any) -> None:
-        self.conflicts += work.__name__ == "restore"
+        if work.__name__ == "restore":
+            self.conflicts.append(work.cr_frame.f_locals["session"])
         self.process.start(work)
 
     def detach(self, session: Session) -> None:
