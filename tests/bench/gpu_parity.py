@@ -1,7 +1,7 @@
 """Correctness on a GPU that tests on a CPU cannot see, as a report.
 
 python -m tests.bench.gpu_parity golden MODEL.gguf     SmolLM2 in bfloat16 through the mesh, against the golden records
-python -m tests.bench.gpu_parity kill MODEL.gguf       the same while its engine is killed again and again (two engines)
+python -m tests.bench.gpu_parity kill MODEL.gguf       the same 40 times over on two engines, one of which is killed
 python -m tests.bench.gpu_parity logits llama-3.1-8b   our logits and transformers' on the same random weights
 """
 
@@ -14,23 +14,27 @@ from typing import Any
 from tests.mesh.harness import RunningMesh
 from tests.mesh.test_golden import GOLDEN, answer
 
+ROUNDS = 40
+
 
 async def golden(model: str, engines: int, kill: bool) -> None:
     env = {"HEADRACE_ENGINE_DEVICE": "cuda:0", "HEADRACE_ENGINE_GPU_SHARE": str(0.8 / engines)}
     async with RunningMesh({"engine": engines}, env=env, model=model) as mesh:
         await mesh.until_ready(120)
-        asking = [asyncio.create_task(answer(mesh, record)) for record in GOLDEN]
-        for victim in range(2 if kill else 0):
-            await asyncio.sleep(0.15)
-            mesh.kill(f"engine-{victim}", signal.SIGKILL)
-            await asyncio.sleep(12)
+        records = GOLDEN * (ROUNDS if kill else 1)
+        asking = [asyncio.create_task(answer(mesh, record)) for record in records]
+        if kill:
+            await asyncio.sleep(0.5)
+            mesh.kill("engine-0", signal.SIGKILL)
         replies = await asyncio.gather(*asking)
-    parts = [parting(record, reply["choices"][0]["token_ids"]) for record, reply in zip(GOLDEN, replies, strict=True)]
+        takeovers = sum(beat.counters.get("takeovers", 0) for beat in await mesh.bus.members())
+    parts = [parting(record, reply["choices"][0]["token_ids"]) for record, reply in zip(records, replies, strict=True)]
     parted = [part for part in parts if part is not None]
-    say({"what": "kill" if kill else "golden", "records": len(GOLDEN), "identical": len(parts) - len(parted), "parted": parted})
+    row = {"what": "kill" if kill else "golden", "records": len(records), "identical": len(parts) - len(parted)}
+    say({**row, "takeovers": takeovers, "parted at": sorted({(part["token"], part["margin"]) for part in parted})})
 
 
-def parting(record: dict[str, Any], ids: list[int]) -> dict[str, object] | None:
+def parting(record: dict[str, Any], ids: list[int]) -> dict[str, Any] | None:
     """Where an answer parts from its record, and how close the reference's two best logits were there."""
     pairs = enumerate(zip(ids, record["output_ids"], strict=False))
     at = next((at for at, (ours, theirs) in pairs if ours != theirs), None)

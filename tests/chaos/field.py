@@ -62,7 +62,7 @@ class Leak:
         return cls(_held(mesh))
 
     def found(self, mesh: RunningMesh) -> list[str]:
-        """Only of processes that lived through it; a few connections may have been opened for good (the broker's are theirs)."""
+        """Only of processes that lived through it; a few connections to the broker may have been opened for good."""
         after = _held(mesh)
         same = [(name, held, self.before[name]) for name, held in after.items() if self.before.get(name, (0, 0))[0] == held[0]]
         return [
