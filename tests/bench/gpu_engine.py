@@ -19,7 +19,6 @@ import torch
 
 from services.engine.gpu.build import build
 from services.engine.gpu.device import Gpu
-from services.engine.gpu.inputs import Step
 from services.engine.pages import Pages
 from services.engine.plan import Plan
 from services.engine.schedule import Scheduler
@@ -87,7 +86,7 @@ def decode(gpu: Gpu, rows: int) -> dict[str, object]:
 def replayed(gpu: Gpu, rows: int, times: int = 30) -> float:
     """Milliseconds of the newest decode step, forward and sampling, started again and again without a pause."""
     size = next(size for size in gpu.graphs._rows if size >= rows)
-    graph, output = gpu.graphs._graphs[Step(size, size, size, size, 0)]
+    graph, output = gpu.graphs._graphs[gpu.graphs._decode_step(size)]
     with torch.inference_mode(), gpu.stream():
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in "ab")
         graph.replay()

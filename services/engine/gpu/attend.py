@@ -45,7 +45,7 @@ class Attention:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if n := step.decodes:  # what is no decode row gets zeros here, and its answer below
             self._decode(query[:n], page, self._row_tables[:n], self._pieces, out[:n])
-        tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.ends[: step.rows]
+        tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.chunk_ends[: step.rows]
         tiles, starts = arrays.tiles[: 2 * step.tiles].view(-1, 2), arrays.starts[: step.rows]
         if step.groups is None:
             return prefill.prefill_in_place(query, page, tables, firsts, ends, tiles, out, self.scale, self.invariant)

@@ -15,7 +15,7 @@ from services.engine.gpu.draws import Answers, Draws
 from services.engine.gpu.graphs import Graphs
 from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
-from services.engine.gpu.transfer import Stream, send
+from services.engine.gpu.transfer import Mark, Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
 from shared.messages import Sampling
@@ -45,7 +45,7 @@ class Gpu:
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
         most = min(graphed_tokens(model.spec), limits.prefill_budget)
         self.graphs = Graphs(self._hidden, limits.max_running, most, attention.invariant)
-        self._flights: deque[Answers | None] = deque()
+        self._flights: deque[Answers] = deque()
 
     def run(self, plan: Plan) -> list[Sampled] | None:
         """Token -1: the draw's logits were not finite."""
@@ -54,10 +54,9 @@ class Gpu:
                 self._flights.append(self._start(plan))
             if plan.rows and len(self._flights) <= AHEAD:
                 return None
-            oldest = self._flights.popleft()
-            return oldest.read() if oldest is not None else []
+            return self._flights.popleft().read()
 
-    def _start(self, plan: Plan) -> Answers | None:
+    def _start(self, plan: Plan) -> Answers:
         if plan.copies:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
             self.pages[:, target] = self.pages[:, source]
@@ -65,8 +64,8 @@ class Gpu:
         padded = self.graphs.padded(plan)
         step = self.inputs.fill(plan, padded)
         hidden = self._hidden(step) if padded is None else self.graphs.run(step)
-        if not plan.draws:
-            return None
+        if not plan.draws:  # awaited all the same: what was sent for it must not be written over before
+            return Answers(torch.empty(0), None, Mark(self.pages.device))
         distinct = len({draw.row for draw in plan.draws})
         return self.draws.draw(self.model.parameters.head(hidden[:distinct]), plan.draws)
 

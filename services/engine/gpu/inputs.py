@@ -25,8 +25,8 @@ class Arrays:
     """One step's arrays on the device. R rows, of which D are drawn from.
 
     ids [tokens]: -1 is the token drawn last in the row's slot. rows, positions [tokens]. slot_of, ends [R]: a row's slot, and
-    how many tokens its context has. decode_ends [R]: the same for decode rows, else 0. drawn, drawn_slots, drawn_ends [D]: the
-    last token of each row that is drawn from, its slot and context. firsts [R + 1]: where the rows begin. starts [R], tiles
+    how many tokens its context has. decode_ends, chunk_ends [R]: the same, each for its own kind of row, else 0. drawn,
+    drawn_slots, drawn_ends [D]: the last token of each row that is drawn from, its slot and context. firsts [R + 1]: where the rows begin. starts [R], tiles
     [any, 2]: as kernels/prefill_attention.py lays out its work. Rows beyond the plan's are padding: no context, nobody's slot.
     """
 
@@ -36,6 +36,7 @@ class Arrays:
     slot_of: Tensor
     ends: Tensor
     decode_ends: Tensor
+    chunk_ends: Tensor
     drawn: Tensor
     drawn_slots: Tensor
     drawn_ends: Tensor
@@ -75,7 +76,7 @@ class Inputs:
     ) -> None:
         self.max_rows, self.room, self.invariant = max_rows, room, invariant
         rows, tiles = max_rows + 1, max_tokens // QUERIES + max_rows + SPARE_TILES
-        self._sizes = (max_tokens,) * 3 + (rows,) * 6 + (rows + 1, rows, 2 * tiles)
+        self._sizes = (max_tokens,) * 3 + (rows,) * 7 + (rows + 1, rows, 2 * tiles)
         self._device = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
         # A buffer is written again only when the step it was sent for has been answered.
         self._staged = [staging(self._device) for _ in range(ahead + 1)]
@@ -97,7 +98,8 @@ class Inputs:
         self.arrays.slot_of.fill_(self.max_rows)
 
     def _write(self, views: list[Ints], plan: Plan, padded: Step | None) -> Step:
-        ids, rows, positions, slot_of, ends, decode_ends, drawn, drawn_slots, drawn_ends, firsts, starts, tiles = views
+        ids, rows, positions, slot_of, ends, decode_ends, chunk_ends, *drawing, firsts, starts, tiles = views
+        drawn, drawn_slots, drawn_ends = drawing
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
         count, tokens = len(plan.rows), int(lengths.sum())
         decodes = 0 if self.invariant else int(np.cumprod(lengths == 1).sum())
@@ -116,6 +118,7 @@ class Inputs:
         drawn_slots[: len(distinct)], drawn_ends[: len(distinct)] = slot_of[distinct], ends[distinct]
         new, whole = lengths.copy(), ends[:count].copy()
         new[:decodes] = whole[:decodes] = 0
+        chunk_ends[:count] = whole
         work = lay_out(new.tolist(), whole.tolist(), self.room)
         starts[:count] = work.starts
         tiles[: 2 * len(work.tiles)] = [at for tile in work.tiles for at in tile]
@@ -126,11 +129,12 @@ class Inputs:
         return padded
 
     def _pad(self, views: list[Ints], step: Step, padded: Step) -> None:
-        ids, rows, positions, slot_of, ends, decode_ends, drawn, drawn_slots, drawn_ends, firsts, _, tiles = views
+        ids, rows, positions, slot_of, ends, decode_ends, chunk_ends, *drawing, firsts, _, tiles = views
+        drawn, drawn_slots, drawn_ends = drawing
         ids[step.tokens : padded.tokens] = positions[step.tokens : padded.tokens] = 0
         rows[step.tokens : padded.tokens] = padded.rows - 1
         slot_of[step.rows : padded.rows] = self.max_rows
-        ends[step.rows : padded.rows] = decode_ends[step.decodes : padded.rows] = 0
+        ends[step.rows : padded.rows] = chunk_ends[step.rows : padded.rows] = decode_ends[step.decodes : padded.rows] = 0
         firsts[step.rows : padded.rows + 1] = step.tokens
         drawn_slots[step.drawn : padded.drawn] = self.max_rows
         drawn[step.drawn : padded.drawn] = drawn_ends[step.drawn : padded.drawn] = 0

@@ -154,3 +154,26 @@ def test_deterministic_to_the_bit(hub: Writer, open_gpu: Opener) -> None:
     else:
         assert torch.equal(company, alone)
         assert torch.equal(pieces, alone)
+
+
+def test_kernel_by_kernel_is_as_one_graph(hub: Writer, open_gpu: Opener) -> None:
+    """Decode rows with contexts beside chunks, as one padded graph, and, as larger steps are, without."""
+    config = reference.make_config("LlamaForCausalLM", head_dim=64)
+    tensors = reference.make_tensors(config)
+    told: list[list[int]] = []
+    for graphs in (True, False):
+        gpu = open_gpu(hub(config, tensors))
+        if not graphs:
+            gpu.graphs.padded = lambda plan: None  # type: ignore[method-assign]
+        prompts = [IDS[slot : slot + 12] for slot in range(3)]
+        tables = [(1 + 2 * slot, 2 + 2 * slot) for slot in range(3)]
+        for slot in range(3):
+            answers(gpu, Plan((Row(tuple(prompts[slot]), 0, tables[slot], slot),), (), ()))
+        rows = [Row((IDS[slot],), 12, tables[slot], slot) for slot in range(3)]
+        rows += [Row(tuple(IDS[20:31]), 0, (40, 41), 3), Row(tuple(IDS[50:57]), 0, (44,), 4)]
+        found = answers(gpu, Plan(tuple(rows), tuple(draw(row, slot=row) for row in range(5)), ()))
+        told.append([answer.token for answer in found])
+    contexts = [[*prompts[slot], IDS[slot]] for slot in range(3)] + [IDS[20:31], IDS[50:57]]
+    wanted = [next_ids(config, tensors, ids, 1)[0] for ids in contexts]
+    for tokens in told:  # in bfloat16 a near tie may fall otherwise, but not two
+        assert sum(a == b for a, b in zip(tokens, wanted, strict=True)) >= (5 if EXACT else 4)
