@@ -26,8 +26,9 @@ class Arrays:
 
     ids [tokens]: -1 is the token drawn last in the row's slot. rows, positions [tokens]. slot_of, ends [R]: a row's slot, and
     how many tokens its context has. decode_ends, chunk_ends [R]: the same, each for its own kind of row, else 0. drawn,
-    drawn_slots, drawn_ends [D]: the last token of each row that is drawn from, its slot and context. firsts [R + 1]: where the rows begin. starts [R], tiles
-    [any, 2]: as kernels/prefill_attention.py lays out its work. Rows beyond the plan's are padding: no context, nobody's slot.
+    drawn_slots, drawn_ends [D]: the last token of each row that is drawn from, its slot and context. firsts [R + 1]: where the
+    rows begin. starts [R], tiles [any, 2]: as kernels/prefill_attention.py lays out its work. Rows beyond the plan's are
+    padding: no context, nobody's slot.
     """
 
     ids: Tensor
