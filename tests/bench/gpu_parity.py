@@ -54,7 +54,8 @@ def logits(shape: str) -> None:
 
     torch.manual_seed(0)
     hub = {"model_type": "llama", **SHAPES[shape]}
-    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hub), dtype=torch.bfloat16).cuda().eval()
+    with torch.device("cuda"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**hub), dtype=torch.bfloat16).eval()
     state = theirs.state_dict()
 
     class Shared:
