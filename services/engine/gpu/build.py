@@ -64,8 +64,8 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
 
         largest = min(context - 1, limits.prefill_budget)
         gpu = gpu_of(_blocks(config, spec, gpu_of, limits, largest, device))
-        gpu.warm_up(largest)
         if device.type == "cuda":
+            gpu.warm_up(largest)
             gpu.capture()
     return gpu
 
