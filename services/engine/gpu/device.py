@@ -15,6 +15,7 @@ from services.engine.gpu.draws import Answers, Draws
 from services.engine.gpu.graphs import Graphs
 from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
+from services.engine.gpu.stopwatch import Stopwatch
 from services.engine.gpu.transfer import Mark, Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
@@ -45,13 +46,16 @@ class Gpu:
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
         most = min(graphed_tokens(model.spec), limits.prefill_budget)
         self.graphs = Graphs(self._hidden, limits.max_running, most, attention.invariant)
+        self.stopwatch = Stopwatch(device)
         self._flights: deque[Answers] = deque()
 
     def run(self, plan: Plan) -> list[Sampled] | None:
         """Token -1: the draw's logits were not finite."""
         with torch.inference_mode(), self.stream():
             if plan.rows:
+                self.stopwatch.begin()
                 self._flights.append(self._start(plan))
+                self.stopwatch.end(plan)
             if plan.rows and len(self._flights) <= AHEAD:
                 return None
             return self._flights.popleft().read()
