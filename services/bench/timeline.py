@@ -169,5 +169,7 @@ def _box(span: Span, origin: int, top: int, height: int, name: str, title: str) 
 
 
 def _ticks(part: Interval) -> list[str]:
-    total = (part[1] - part[0]) / 1000
-    return [f'<i style="left:{100 * n / TICKS}%">{total * n / TICKS:.0f} ms</i>' for n in range(TICKS)]
+    """At round times: steps of 1, 2 or 5 of a power of ten."""
+    total = part[1] - part[0]
+    step = next(size * 10**power for power in range(12) for size in (1, 2, 5) if size * 10**power * TICKS >= total)
+    return [f'<i style="left:{100 * at / total:.3f}%">{at / 1000:g} ms</i>' for at in range(0, total, step)]
