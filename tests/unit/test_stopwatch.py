@@ -41,7 +41,7 @@ def test_steps_lie_where_the_device_ran_them(tmp_path: Path, monkeypatch: pytest
         Event.now += 20
         watch.end(plan)
         Event.now += 5
-    watch.begin()
+    watch.drain()
     trace.flush()
     found = trace.read(tmp_path)
     assert [span.end - span.start for span in found] == [20_000] * 3

@@ -53,12 +53,14 @@ class Gpu:
         """Token -1: the draw's logits were not finite."""
         with torch.inference_mode(), self.stream():
             if plan.rows:
-                self.stopwatch.begin()
                 self._flights.append(self._start(plan))
                 self.stopwatch.end(plan)
             if plan.rows and len(self._flights) <= AHEAD:
                 return None
-            return self._flights.popleft().read()
+            answers = self._flights.popleft().read()
+            if not plan.rows:
+                self.stopwatch.drain()
+            return answers
 
     def _start(self, plan: Plan) -> Answers:
         if plan.copies:
@@ -67,6 +69,7 @@ class Gpu:
         self.tables.update(plan.rows)
         padded = self.graphs.padded(plan)
         step = self.inputs.fill(plan, padded)
+        self.stopwatch.begin()
         hidden = self._hidden(step) if padded is None else self.graphs.run(step)
         if not plan.draws:  # awaited all the same: what was sent for it must not be written over before
             return Answers(torch.empty(0), None, Mark(self.pages.device))

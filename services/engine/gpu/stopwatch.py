@@ -18,6 +18,7 @@ class Stopwatch:
         self._anchor: tuple[torch.cuda.Event, float] | None = None  # and its microseconds
 
     def begin(self) -> None:
+        """Just before a step's first kernel is sent: while a device waits for the host to prepare one, it is idle."""
         if not trace.on():
             return
         if self._cuda:
@@ -33,6 +34,12 @@ class Stopwatch:
             trace.note("device", "step", self._begun, trace.now_us(), work=plan.work)
         else:
             self._under_way.append((self._begun, _event(), plan.work))
+
+    def drain(self) -> None:
+        """Nothing follows for now: the newest step too is noted."""
+        if self._under_way:
+            self._under_way[-1][1].synchronize()
+            self._collect()
 
     def _set_anchor(self) -> None:
         """The device has nothing to do: waiting for it costs microseconds, and ends any drift of its clock."""
