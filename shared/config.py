@@ -49,6 +49,7 @@ class MeshConfig(BaseModel):
     request_timeout_s: Annotated[int, Field(ge=1, le=3600)] = 600
     log: Literal["info", "warning"] = "info"
     resume_window_s: Annotated[int, Field(ge=1, le=86400)] = 600
+    trace: str = ""  # a folder for what each process did and when (shared/trace.py); empty: not written
 
     @field_validator("model_shape")
     @classmethod

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import uvloop
 
+from shared import trace
 from shared.bus import Bus, BusDown, Refused
 from shared.config import ConfigError, MeshConfig, load, shown
 from shared.messages import Beat
@@ -95,6 +96,7 @@ class Life(Generic[_Config]):
             try:
                 await self._meet_broker()
                 await self.bus.beat(self._beat())
+                trace.flush()
                 if self.on_beat is not None:
                     await self.on_beat()
             except (BusDown, Refused) as error:
@@ -120,6 +122,7 @@ async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Cor
             finally:
                 life.stop()
     finally:
+        trace.flush()
         await bus.close()
 
 
@@ -131,9 +134,18 @@ def run(stage: str, cls: type[_Config], main: Callable[[Life[_Config]], Coroutin
         config = load(cls, stage)
         log.setLevel(config.log.upper())
         log.info("%s config: %s", config.id, shown(config))
+        _trace(stage, config)
         uvloop.run(_live(stage, config, main))
     except (ConfigError, BusDown, BaseExceptionGroup) as error:
         sys.exit(_say(stage, error))
+
+
+def _trace(stage: str, config: MeshConfig) -> None:
+    try:
+        if config.trace:
+            trace.open_in(config.trace, f"{stage}-{config.id}")
+    except OSError as error:
+        raise ConfigError(f"HEADRACE_TRACE={config.trace}: {error.strerror}") from error
 
 
 def _say(stage: str, error: BaseException) -> int:

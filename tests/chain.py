@@ -13,6 +13,7 @@ from functools import partial
 
 from services.engine.plan import PENDING, Limits, Plan, Sampled
 from services.engine.start import main
+from shared import trace
 from shared.config import EngineConfig
 from shared.fields import pack_ids, unpack_ids
 from shared.page import Buffer
@@ -79,7 +80,8 @@ class ChainDevice:
 
     def run(self, plan: Plan) -> list[Sampled] | None:
         if plan.rows:
-            self._answers.append(self._compute(plan))
+            with trace.span("device", "step", work=plan.work):
+                self._answers.append(self._compute(plan))
         return self._answers.popleft() if len(self._answers) > 1 or not plan.rows else None
 
     def _compute(self, plan: Plan) -> list[Sampled]:

@@ -6,8 +6,10 @@ python -m services.bench {same,closed,open,trace} --help
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 from rich.console import Console
@@ -18,7 +20,9 @@ from services.bench.client import find_model
 from services.bench.fleet import ClientDied, Fleet
 from services.bench.metrics import Summary, summarize
 from services.bench.spec import Spec
+from services.bench.timeline import draw
 from services.bench.timing import Timing
+from shared import trace
 
 MET, MISSED, USAGE, NOTHING, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -40,6 +44,7 @@ class Run:
         self.timings: list[Timing] = []
         self.interrupted = False
         self.died: str | None = None
+        self.window = (0, 0)  # of the measured part, in microseconds since 1970
 
     async def go(self, bar: report.Bar) -> None:
         def heard(timing: Timing) -> None:
@@ -60,6 +65,7 @@ class Run:
             await fleet.run()
         except ClientDied as death:
             self.died = str(death)
+        self.window = trace.wall_us(fleet.origin), trace.now_us()
 
     def code(self, summary: Summary) -> int:
         if self.interrupted:
@@ -67,6 +73,12 @@ class Run:
         if self.died or not summary.succeeded:
             return NOTHING
         return MET if summary.slo_met else MISSED
+
+
+def save_timeline(run: Run, folder: Path, file: Path) -> None:
+    """Raises ValueError when there is nothing to draw, OSError."""
+    time.sleep(trace.SETTLED_S)  # the mesh's last spans are on their way to the folder
+    file.write_text(draw(trace.read(folder), run.window))
 
 
 def named(spec: Spec) -> Spec:
@@ -96,6 +108,12 @@ def main(argv: Sequence[str]) -> int:
         err.print(run.died, style="red", markup=False)
     if asked.json is not None:
         report.save(asked.json, argv, spec, summary, run.timings)
+    if asked.timeline is not None and asked.trace_dir is not None:
+        try:
+            save_timeline(run, asked.trace_dir, asked.timeline)
+        except (OSError, ValueError) as error:
+            err.print(f"no timeline: {error}", style="red", markup=False)
+            return USAGE
     return run.code(summary)
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import orjson
@@ -22,6 +23,8 @@ class Request:
 
     spec: Spec
     json: str | None
+    timeline: Path | None
+    trace_dir: Path | None
 
 
 def whole(low: int, high: int = 1 << 31) -> Callable[[str], int]:
@@ -83,6 +86,8 @@ def _common() -> argparse.ArgumentParser:
     run.add_argument("--slo-ttft", type=positive, default=2.0, help="limit for the p95 of TTFT, seconds")
     run.add_argument("--slo-tpot", type=positive, default=0.05, help="limit for the p95 of TPOT, seconds")
     run.add_argument("--json", metavar="FILE", help="write all figures and every request there")
+    run.add_argument("--timeline", type=Path, metavar="FILE", help="draw there, as HTML, what the mesh did meanwhile")
+    run.add_argument("--trace-dir", type=Path, metavar="DIR", help="where the mesh writes its traces (services.up --trace DIR)")
     words = common.add_argument_group("synthetic prompts")
     words.add_argument("--text", action="store_true", help="common words instead of token ids (chat: always)")
     words.add_argument("--vocab", type=span, default=(1000, 30000), metavar="LOW:HIGH", help="range of token ids")
@@ -124,10 +129,14 @@ def parse(argv: Sequence[str]) -> Request:
     """Ends the program with code 2 and one sentence when something is wrong."""
     parser = _parser()
     chosen = vars(parser.parse_args(argv))
-    file = chosen.pop("json")
+    file, timeline, trace_dir = (chosen.pop(name) for name in ("json", "timeline", "trace_dir"))
     spec = Spec(**chosen)
     if spec.mode in ("same", "closed") and spec.processes > spec.users:
         parser.error(f"{spec.processes} client processes need at least as many users, not {spec.users}")
     if spec.mode in ("closed", "open") and spec.requests is None and spec.duration is None:
         parser.error(f"{spec.mode}: say how long, with --requests or --duration")
-    return Request(spec, file)
+    if (timeline is None) != (trace_dir is None):
+        parser.error("--timeline and --trace-dir go together")
+    if trace_dir is not None and not trace_dir.is_dir():
+        parser.error(f"--trace-dir {trace_dir}: no such folder; start the mesh with --trace {trace_dir}")
+    return Request(spec, file, timeline, trace_dir)

@@ -47,6 +47,11 @@ class Fleet:
         if any(codes) and not self._stopped:
             raise ClientDied(f"{sum(code != 0 for code in codes)} of {len(codes)} client processes died")
 
+    @property
+    def origin(self) -> float:
+        """When the clients were let loose, by the monotonic clock; 0 before."""
+        return self._origin
+
     async def stop(self) -> None:
         """The end of its pipe tells a client to stop; phases that have not begun will not."""
         self._stopped = True

@@ -17,6 +17,7 @@ from services.engine.norm import Norm
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
 from services.engine.weights import Maker, Makers, load
+from shared import trace
 from shared.messages import Sampling
 
 CPU = Limits(max_running=64, token_budget=512, prefill_budget=512)
@@ -74,7 +75,7 @@ class Forward:
 
     def run(self, plan: Plan) -> list[Sampled]:
         """Copies, then the forward, then one answer per draw, in order. Token -1: the draw's logits were not finite."""
-        with torch.inference_mode():
+        with torch.inference_mode(), trace.span("device", "step", work=plan.work):
             if plan.copies:
                 self.pages.copy(plan.copies)
             if not plan.rows:

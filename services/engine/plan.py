@@ -63,6 +63,12 @@ class Plan:
     def tokens(self) -> int:
         return sum(len(row.tokens) for row in self.rows)
 
+    @property
+    def work(self) -> tuple[int, int]:
+        """Decode rows, and prefill tokens."""
+        decodes = sum(len(row.tokens) == 1 for row in self.rows)
+        return decodes, self.tokens - decodes
+
 
 class Sampled(NamedTuple):
     """The answer to one draw. `logprob` is None unless the draw's sampling asks for it."""

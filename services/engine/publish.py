@@ -9,6 +9,7 @@ import asyncio
 from collections import defaultdict
 
 from services.engine.job import Job
+from shared import trace
 from shared.bus import FIELD, Bus, entry_order
 from shared.codec import encode_step
 from shared.messages import LogRecord, TokensFields
@@ -66,7 +67,8 @@ class Publisher:
                 await self._news.wait()
                 self._news.clear()
                 sent, tokens = loop.time(), bool(self._growing)
-                await self._send_all()
+                with trace.span("publish", "publish"):
+                    await self._send_all()
                 if not self._news.is_set():
                     self._idle.set()
                 if tokens:  # a claim must not hold up the first token

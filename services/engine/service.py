@@ -20,6 +20,7 @@ from services.engine.prefix_tier import PrefixTier
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
+from shared import trace
 from shared.bus import START, Bus, BusDown
 from shared.config import EngineConfig
 from shared.messages import Cancel, ErrorCode, Message, Work
@@ -89,7 +90,8 @@ class Engine:
     async def steps(self) -> None:
         loop = asyncio.get_running_loop()
         while not self.life.stopping.is_set():
-            plan = self.scheduler.plan()
+            with trace.span("host", "plan"):
+                plan = self.scheduler.plan()
             if not plan.rows and not self.scheduler.in_flight:
                 self.news.clear()
                 await self.news.wait()
@@ -99,7 +101,8 @@ class Engine:
             sampled = await loop.run_in_executor(self.thread, self.device.run, plan)
             self.life.working_since = 0.0
             if sampled is not None:
-                self.jobs.report(self.scheduler.commit(sampled))
+                with trace.span("host", "commit"):
+                    self.jobs.report(self.scheduler.commit(sampled))
             await self.publisher.room()
         await self._hand_on()
 

@@ -15,6 +15,7 @@ from services.streamer.gate import KEY
 from services.streamer.schema import BadRequest, ChatBody, CompletionBody, Generation, parse_body
 from services.streamer.session import Delta, Session, StreamError
 from services.streamer.shapes import CHAT, COMPLETION, Shape
+from shared import trace
 from shared.bus import BusDown
 
 BODY_S = 30.0
@@ -73,7 +74,8 @@ class Api:
         try:
             async for deltas in self._deltas(session):
                 chunks = [shape.chunk(head, session, body, delta) for delta in deltas]
-                await _event(request, response, *chunks, id=session.cursor())
+                with trace.span("streamer", "write", session.id):
+                    await _event(request, response, *chunks, id=session.cursor())
             if body.stream_options is not None and body.stream_options.include_usage:
                 await _event(request, response, head | {"choices": [], "usage": session.usage()})
             await send_within(request, response.write(b"data: [DONE]\n\n"))

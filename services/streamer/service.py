@@ -15,6 +15,7 @@ from services.streamer.keys import ANYBODY, Key
 from services.streamer.restore import restore
 from services.streamer.session import Session
 from services.streamer.timeline import timeline
+from shared import trace
 from shared.bus import Bus, BusDown
 from shared.config import StreamerConfig
 from shared.messages import Cancel, Record, Step, Submit
@@ -103,6 +104,7 @@ class Streamer:
     def _forget(self, session: Session) -> None:
         if self.sessions.get(session.id) is session:
             del self.sessions[session.id]
+            trace.client(session.id, session.clock.opened, session.clock.first)
             self._closed.set()
             self.on_leave(session)
 

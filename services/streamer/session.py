@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from services.streamer.decode import TextStream
 from services.streamer.keys import ANYBODY
+from shared import trace
 from shared.bus import entry_order
 from shared.fields import pack_ids
 from shared.messages import End, ErrorCode, FinishReason, LogRecord, Record
@@ -144,10 +145,14 @@ class Session:
         while not self.done:
             await self.news.wait()
             self.news.clear()
-            while not self.stopped and (fresh := self._advance()):
+            while not self.stopped and (fresh := self._detokenize()):
                 yield fresh
         if self.error is not None:  # it may have come before anybody asked
             raise self.error
+
+    def _detokenize(self) -> list[Delta]:
+        with trace.span("streamer", "detokenize", self.id):
+            return self._advance()
 
     def _advance(self) -> list[Delta]:
         fresh = [delta for choice in range(len(self.outputs)) if (delta := self._advance_choice(choice)) is not None]

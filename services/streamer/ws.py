@@ -12,6 +12,7 @@ from services.streamer.errors import send_within
 from services.streamer.gate import KEY, SUBPROTOCOL
 from services.streamer.schema import BadRequest, CancelFrame, Generate, GeneratePrompt, ResumeFrame, parse_frame
 from services.streamer.session import Session, StreamError
+from shared import trace
 from shared.bus import BusDown
 
 MAX_IN_FLIGHT = 64  # requests at once on one socket
@@ -97,7 +98,8 @@ class Socket:
                     told = session.follower.choices[delta.choice].ids[delta.first : delta.count]
                     extras = {"token_ids": list(told)} if with_ids else {}
                     if delta.text or extras:
-                        await self.send("token", id, choice=delta.choice, text=delta.text, cursor=cursor, **extras)
+                        with trace.span("streamer", "write", session.id):
+                            await self.send("token", id, choice=delta.choice, text=delta.text, cursor=cursor, **extras)
             await self._done(id, session)
         except StreamError as error:
             await self.error(id, error.code, str(error))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from services.tokenizer.encode import Encoder
 from services.tokenizer.public import BadPrefixes, read
+from shared import trace
 from shared.bus import BusDown
 from shared.config import ConfigError, TokenizerConfig
 from shared.messages import Fail, Message, Step, Submit, Work
@@ -73,11 +74,16 @@ async def _serve(life: Life[TokenizerConfig], group: Group, encoder: Encoder, ar
         return
     now_ms = int(1000 * time.time())
     if sum(map(_characters, submits)) <= AT_ONCE:
-        answers = encoder.encode(submits, now_ms)
+        answers = _encode(encoder, submits, now_ms)
     else:
-        answers = await asyncio.to_thread(encoder.encode, submits, now_ms)
+        answers = await asyncio.to_thread(_encode, encoder, submits, now_ms)
     onward = [_onward(life, submit, answer) for submit, answer in zip(submits, answers, strict=True)]
     await group.hand_on([delivery.entry for delivery in arrived], onward)
+
+
+def _encode(encoder: Encoder, submits: list[Submit], now_ms: int) -> list[Work | Fail]:
+    with trace.span("tokenizer", "encode", work=(len(submits), 0)):
+        return encoder.encode(submits, now_ms)
 
 
 def _characters(submit: Submit) -> int:

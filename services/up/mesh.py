@@ -107,6 +107,7 @@ def _stages(options: Options, url: str, folder: str) -> list[Child]:
         "HEADRACE_ENGINE_THREADS": str(max(1, usable_cores() // options.counts["engine"])),
         "HEADRACE_STREAMER_HOST": options.host,
         "HEADRACE_STREAMER_PORT": str(options.port),
+        "HEADRACE_TRACE": options.trace,
         "HEADRACE_LOG": "info" if options.verbose else "warning",
     }
     if options.prefix_cache_mb:

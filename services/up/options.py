@@ -22,6 +22,7 @@ class Options:
     ask: str
     verbose: bool
     prefix_cache_mb: int  # 0: none
+    trace: str  # a folder; empty: no traces
 
 
 def parse(arguments: list[str] | None = None) -> Options:
@@ -41,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         metavar="SIZE",
         help="memory that engines share for prompts, as 512M or 8G",
     )
+    parser.add_argument("--trace", default="", metavar="DIR", help="write there what every process did and when")
     parser.add_argument("--verbose", action="store_true", help="show what every process logs")
     given = parser.parse_args(arguments)
     return Options(
@@ -55,6 +57,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         ask=given.ask,
         verbose=given.verbose,
         prefix_cache_mb=given.prefix_cache,
+        trace=str(Path(given.trace).resolve()) if given.trace else "",
     )
 
 

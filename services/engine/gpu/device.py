@@ -15,6 +15,7 @@ from services.engine.gpu.draws import Answers, Draws
 from services.engine.gpu.graphs import Graphs
 from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
+from services.engine.gpu.stopwatch import Stopwatch
 from services.engine.gpu.transfer import Mark, Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
@@ -45,6 +46,7 @@ class Gpu:
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
         most = min(graphed_tokens(model.spec), limits.prefill_budget)
         self.graphs = Graphs(self._hidden, limits.max_running, most, attention.invariant)
+        self.stopwatch = Stopwatch(device)
         self._flights: deque[Answers] = deque()
 
     def run(self, plan: Plan) -> list[Sampled] | None:
@@ -52,9 +54,13 @@ class Gpu:
         with torch.inference_mode(), self.stream():
             if plan.rows:
                 self._flights.append(self._start(plan))
+                self.stopwatch.end(plan)
             if plan.rows and len(self._flights) <= AHEAD:
                 return None
-            return self._flights.popleft().read()
+            answers = self._flights.popleft().read()
+            if not plan.rows:
+                self.stopwatch.drain()
+            return answers
 
     def _start(self, plan: Plan) -> Answers:
         if plan.copies:
@@ -63,6 +69,7 @@ class Gpu:
         self.tables.update(plan.rows)
         padded = self.graphs.padded(plan)
         step = self.inputs.fill(plan, padded)
+        self.stopwatch.begin()
         hidden = self._hidden(step) if padded is None else self.graphs.run(step)
         if not plan.draws:  # awaited all the same: what was sent for it must not be written over before
             return Answers(torch.empty(0), None, Mark(self.pages.device))
