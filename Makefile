@@ -12,7 +12,7 @@ run: $(VENV)/run
 	@exec $(PY) -m services.up --port $(PORT) $(ARGS)
 
 test: $(VENV)/test
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q $(or $(ARGS),-n 2 --dist loadgroup)
 
 lint: $(VENV)/test
 	$(PY) -m ruff check .

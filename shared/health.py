@@ -17,11 +17,12 @@ CONFIGS: dict[str, type[MeshConfig]] = {
     "prefix_cache": PrefixCacheConfig,
 }
 EXIT_NOT_READY, EXIT_USAGE = 1, 2
+PATIENCE_S = 2.0  # a check that waits longer than its time-out says nothing
 
 
 async def trouble(stage: str, config: MeshConfig) -> str:
     """Why the process of this stage and id is not ready; empty when it is."""
-    bus = Bus(config.redis_url, config.served_name)
+    bus = Bus(config.redis_url, config.served_name, PATIENCE_S)
     try:
         own = await bus.member(stage, config.id)
     except (BusDown, Refused) as error:

@@ -176,3 +176,4 @@ async def test_a_connection_that_says_nothing_is_dropped(mesh: RunningMesh) -> N
         async with asyncio.timeout(20):
             while True:
                 await reader.readexactly(1)
+    writer.close()

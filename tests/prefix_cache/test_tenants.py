@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from shared.messages import End, Sampling, Step, Submit
+from shared.messages import End, Sampling, Submit
 from tests.prefix_cache.meshes import EngineMesh
 
 SYSTEM = " ".join(f"Rule {at}: answer with the name of the lock and the level of the water there." for at in range(40))
@@ -31,8 +31,8 @@ async def found(mesh: EngineMesh, tenant: str, prompt: str) -> tuple[int, float]
     await mesh.bus.append(mesh.bus.names.submit, submit)
     async with asyncio.timeout(30):
         while True:
-            log = await mesh.bus.span(mesh.bus.names.tokens(name), "0-0")
-            for record in [record for _, step in log if isinstance(step, Step) for record in step.records]:
+            log, _ = await mesh.bus.told(mesh.bus.names.tokens(name), name, "0-0")
+            for _, record in log:
                 if isinstance(record, End):
                     return record.cached_tokens, record.prefill_ms
             await asyncio.sleep(0.02)

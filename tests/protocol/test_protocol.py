@@ -10,6 +10,7 @@ from tests.protocol.mutations import PAIRS, RULES
 
 CHUNK = 500
 SEARCHED = 1500  # most rules' absence is seen within the first hundred schedules
+FROM = {"acknowledge last and look after": 1450}  # where it was seen first
 # Others make up for these at once; without both it is seen (PAIRS).
 BACKED_UP = {"conflict", "look after", "incarnation", "acknowledge last"}
 # Without these, work and streams are lost that need not be.
@@ -26,7 +27,8 @@ def test_no_schedule_goes_wrong(first: int) -> None:
 @pytest.mark.parametrize("rule", sorted({*RULES, *PAIRS} - BACKED_UP - COSTLY))
 def test_a_missing_rule_is_seen(rule: str) -> None:
     """As a splice, a stall, an error, or a conflict that nothing explains."""
-    assert any(tally(range(first, first + 50), rule).violations for first in range(0, SEARCHED, 50))
+    begin = FROM.get(rule, 0)
+    assert any(tally(range(first, first + 50), rule).violations for first in range(begin, begin + SEARCHED, 50))
 
 
 def test_engines_that_do_not_renew_what_they_have_waste_work() -> None:
