@@ -7,8 +7,9 @@ event loop and a service that says that it is ready. Exits with 0 (ready), 1 (no
 import asyncio
 import sys
 
-from shared.bus import Bus, BusDown, Refused
+from shared.bus import Bus
 from shared.config import ConfigError, EngineConfig, MeshConfig, PrefixCacheConfig, StreamerConfig, TokenizerConfig, load
+from shared.connection import BusDown, Refused
 
 CONFIGS: dict[str, type[MeshConfig]] = {
     "tokenizer": TokenizerConfig,

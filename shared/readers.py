@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.bus import BLOCK_MS, FIELD, FORGET_MS, GONE_MS, LEASE_MS, PAGE, START, Bus, BusDown, Refused
+from shared.bus import FIELD, FORGET_MS, GONE_MS, LEASE_MS, PAGE, START, Bus
 from shared.codec import encode
+from shared.connection import BLOCK_MS, BusDown, Refused
 from shared.messages import Message
 
 SHOW_EVERY_S = 2.0  # its connection may have broken meanwhile

@@ -17,8 +17,9 @@ from typing import Any, Generic, TypeVar
 import uvloop
 
 from shared import trace
-from shared.bus import Bus, BusDown, Refused
+from shared.bus import Bus
 from shared.config import ConfigError, MeshConfig, load, shown
+from shared.connection import BusDown, Refused
 from shared.messages import Beat
 from shared.stats import Stats
 

@@ -1,8 +1,12 @@
 """Two workers share the tests (make test): one has those of whole meshes, whose timing suffers in company; one the others."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: torch's threads would only wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MESHES = ("mesh", "chaos", "prefix_cache")
 

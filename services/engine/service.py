@@ -11,6 +11,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from services.engine.admission import Admission
 from services.engine.cancels import Cancels
 from services.engine.catch_up import catch_up
 from services.engine.job import Job
@@ -19,11 +20,11 @@ from services.engine.plan import Device
 from services.engine.prefix_tier import PrefixTier
 from services.engine.publish import Publisher
 from services.engine.schedule import Scheduler
-from services.engine.sequence import Sequence
 from shared import trace
-from shared.bus import START, Bus, BusDown
+from shared.bus import START, Bus
 from shared.config import EngineConfig
-from shared.messages import Cancel, ErrorCode, Message, Work
+from shared.connection import BusDown
+from shared.messages import Cancel, Message, Work
 from shared.readers import Delivery, Group, Tail
 from shared.run import Life
 from shared.tokenlog import Choice
@@ -31,7 +32,6 @@ from shared.tokenlog import Choice
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
 LEASE_EVERY_S = 0.25
-ALONE_AFTER, MAX_LOST = 2, 3  # engines lost with a request until it runs alone, and until it is given up as poison
 RETRY_S = 0.5
 log = logging.getLogger("headrace")
 
@@ -47,13 +47,10 @@ class Engine:
     ) -> None:
         self.life, self.scheduler, self.device, self.thread, self.tier = life, scheduler, device, thread, tier
         self.bus: Bus = life.bus
-        self.cancels = Cancels()
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
         self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
         self.jobs = Jobs(scheduler, self.publisher, life.stats, tier)
-        self.loading: dict[asyncio.Task[None], int] = {}  # how many sequences each will bring
-        self.parked: list[Job] = []  # ours, and waiting to run alone
-        self.news = asyncio.Event()
+        self.admission = Admission(scheduler, self.jobs, life.stats, tier, self._background_ended)
         life.on_new_broker = self._forget_cancels
 
     async def serve(self) -> None:
@@ -66,7 +63,7 @@ class Engine:
                 tasks.create_task(work)
             for task in background:
                 task.add_done_callback(self._background_ended)
-        await asyncio.gather(*self.loading)
+        await self.admission.settled()
         await self._hand_on()  # what intake was still being given
         for task in background:
             task.cancel()
@@ -82,7 +79,7 @@ class Engine:
 
     async def _wake_at_end(self) -> None:
         await self.life.stopping.wait()
-        self.news.set()
+        self.admission.news.set()
         self.jobs.freed.set()
 
     # -- steps -----------------------------------------------------------------------------------------------------
@@ -93,8 +90,8 @@ class Engine:
             with trace.span("host", "plan"):
                 plan = self.scheduler.plan()
             if not plan.rows and not self.scheduler.in_flight:
-                self.news.clear()
-                await self.news.wait()
+                self.admission.news.clear()
+                await self.admission.news.wait()
                 continue
             self.jobs.note_starts(plan)
             self.life.working_since = loop.time()
@@ -110,8 +107,8 @@ class Engine:
 
     async def intake(self) -> None:
         while not self.life.stopping.is_set():
-            self._begin_parked()
-            room = self._room()
+            self.admission.begin_parked()
+            room = self.admission.room()
             if room <= 0:
                 self.jobs.freed.clear()
                 await self.jobs.freed.wait()
@@ -122,20 +119,6 @@ class Engine:
             except BusDown as error:
                 log.warning("%s: %s", self.life.config.id, error)
                 await asyncio.sleep(RETRY_S)
-
-    def _room(self) -> int:
-        """None beside a request that must be alone, or waits to be."""
-        alone = self.parked or any(job.lost >= ALONE_AFTER for job in self.jobs.open.values())
-        return 0 if alone else self.scheduler.max_running - self.scheduler.open - sum(self.loading.values())
-
-    def _begin_parked(self) -> None:
-        if not self.parked or self.jobs.open:
-            return
-        job = self.parked.pop(0)
-        if (refusal := self._refusal(job)) is not None:
-            self.jobs.fail(job, *refusal)
-        else:
-            self._enter(job)
 
     async def _take(self, delivery: Delivery) -> None:
         work = delivery.message
@@ -156,65 +139,13 @@ class Engine:
             return
         if before is not None:
             self.jobs.close(before)
-        if (refusal := self._refusal(job)) is not None:
+        if not job.work.resume or self.admission.refusal(job) is not None:
             self.publisher.put(job.work.partition, job.claim())
-            self.jobs.fail(job, *refusal)
-        elif not job.work.resume:
-            self.publisher.put(job.work.partition, job.claim())
-            self._enter(job)
+            self.admission.admit(job)
         elif await catch_up(self.bus, job):
-            self._take_over(job)
+            self.admission.take_over(job)
         else:
             self.publisher.ack(job.entry)
-
-    def _take_over(self, job: Job) -> None:
-        """Go on with what another engine had. What may have killed it must not kill others' requests again."""
-        self.life.stats.counters["takeovers"] += 1
-        self.life.stats.counters["replayed_tokens"] += sum(len(choice.ids) for choice in job.choices)
-        if job.lost >= MAX_LOST:
-            self.jobs.fail(job, "engine_crash", f"{MAX_LOST} engines were lost while they served this request")
-        elif job.lost >= ALONE_AFTER and self.jobs.open:
-            self.parked.append(job)
-        else:
-            self._enter(job)
-
-    def _refusal(self, job: Job) -> tuple[ErrorCode, str] | None:
-        if 1000 * time.time() > job.work.deadline_ms:
-            return "deadline_exceeded", "the request's time ran out before an engine was free"
-        if self.cancels.covers(job.work.request, job.work.generation):
-            return "cancelled", "cancelled before it began"
-        return None
-
-    def _enter(self, job: Job) -> None:
-        self.jobs.open[job.work.request] = job
-        for choice, reason in job.complete().items():
-            self.jobs.end(job, choice, reason, time.monotonic())
-        if self.tier is None:
-            return self._schedule(job, job.sequences())
-        task = asyncio.create_task(self._load(job, self.tier))
-        self.loading[task] = job.work.sampling.n
-        task.add_done_callback(self._loaded)
-
-    async def _load(self, job: Job, tier: PrefixTier) -> None:
-        """Bring what is worth bringing while others go on, unless the job is cancelled or lost meanwhile."""
-        sequences = job.sequences()
-        for sequence in sequences:
-            await tier.load(sequence)
-        if self.jobs.open.get(job.work.request) is job and not self.life.stopping.is_set():
-            self._schedule(job, sequences)
-
-    def _loaded(self, task: "asyncio.Task[None]") -> None:
-        del self.loading[task]
-        self.jobs.freed.set()
-        self._background_ended(task)
-
-    def _schedule(self, job: Job, sequences: list[Sequence]) -> None:
-        for sequence in sequences:
-            self.scheduler.add(sequence)
-        for choice in range(job.work.sampling.n):
-            if self.cancels.covers(job.work.request, job.work.generation, choice):
-                self._cancel(job, choice)
-        self.news.set()
 
     # -- leases ----------------------------------------------------------------------------------------------------
 
@@ -224,28 +155,14 @@ class Engine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.life.stopping.wait(), LEASE_EVERY_S)
             try:
-                ours = [*self.jobs.open.values(), *self.parked]  # before asking: what comes in meanwhile is not in the answer
+                ours = self.admission.ours  # before asking: what comes in meanwhile is not in the answer
                 held = await self.group.refresh([job.entry for job in ours])
                 for job in [job for job in ours if job.entry not in held]:
-                    self._lose(job)
+                    self.admission.lose(job)
                 await self._reissue(await self.group.stale(INTAKE))
             except BusDown as error:
                 log.warning("%s: %s", self.life.config.id, error)
-            self._expire()
-
-    def _lose(self, job: Job) -> None:
-        """Somebody else has taken over; if the job has ended meanwhile, nothing is lost."""
-        if job in self.parked:
-            self.parked.remove(job)
-            self.jobs.freed.set()
-        if self.jobs.open.get(job.work.request) is job:
-            self.life.stats.counters["leases_lost"] += 1
-            self.jobs.drop(job)
-
-    def _expire(self) -> None:
-        now_ms = 1000 * time.time()
-        for job in [job for job in self.jobs.open.values() if now_ms > job.work.deadline_ms]:
-            self.jobs.fail(job, "deadline_exceeded", "the request's time ran out")
+            self.admission.expire()
 
     async def _reissue(self, deliveries: list[Delivery]) -> None:
         """An entry that was in an engine before becomes a new entry: its higher id outranks whoever still has the old one."""
@@ -260,9 +177,7 @@ class Engine:
         await self.publisher.flushed()
         if self.tier is not None:
             await self.tier.hand_over(self.scheduler.running)
-        jobs, self.parked = [*self.jobs.open.values(), *self.parked], []
-        for job in jobs:
-            self.jobs.drop(job)
+        jobs = self.admission.hand_on()
         items: list[tuple[str, Message]] = [(self.bus.names.work, job.handed_on(crashed=False)) for job in jobs]
         await self.group.hand_on([job.entry for job in jobs], items)
 
@@ -275,25 +190,11 @@ class Engine:
             try:
                 for _, _, item in await tail.read():
                     if isinstance(item, Cancel):
-                        self._hear(item)
+                        self.admission.hear(item)
             except BusDown:
                 await asyncio.sleep(RETRY_S)
         await tail.close()
 
     async def _forget_cancels(self) -> None:
         """The broker may have lost the attempts that these made room for; those before them count again."""
-        self.cancels = Cancels()
-
-    def _hear(self, item: Cancel) -> None:
-        self.cancels.hear(item)
-        job = self.jobs.open.get(item.request)
-        if job is not None and job.work.generation <= item.generation:
-            self._cancel(job, item.choice)
-
-    def _cancel(self, job: Job, choice: int | None) -> None:
-        if choice is None:
-            self.jobs.fail(job, "cancelled", "cancelled")
-            return
-        now = time.monotonic()
-        for sequence in self.scheduler.cancel(job.work.request, choice):
-            self.jobs.end(job, sequence.choice, "cancelled", now)
+        self.admission.cancels = Cancels()

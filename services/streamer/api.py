@@ -16,7 +16,7 @@ from services.streamer.schema import BadRequest, ChatBody, CompletionBody, Gener
 from services.streamer.session import Delta, Session, StreamError
 from services.streamer.shapes import CHAT, COMPLETION, Shape
 from shared import trace
-from shared.bus import BusDown
+from shared.connection import BusDown
 
 BODY_S = 30.0
 PING_S = 15.0  # an SSE comment this often, so that proxies keep the connection open during a long prefill

@@ -4,7 +4,8 @@ import time
 
 from services.streamer.admission import Overloaded
 from services.streamer.keys import Key
-from shared.bus import Bus, Refused
+from shared.bus import Bus
+from shared.connection import Refused
 
 MINUTE_S = 60
 SLOT_S = 30  # a stream whose streamer has not renewed it for so long does not count any more

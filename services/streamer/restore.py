@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from services.streamer.attempts import attempt, restored
 from services.streamer.session import Session
-from shared.bus import BusDown
+from shared.connection import BusDown
 from shared.messages import Cancel
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from services.streamer.restore import restore
 from services.streamer.session import Session
 from services.streamer.timeline import timeline
 from shared import trace
-from shared.bus import Bus, BusDown
+from shared.bus import Bus
 from shared.config import StreamerConfig
+from shared.connection import BusDown
 from shared.messages import Cancel, Record, Step, Submit
 from shared.readers import Tail
 from shared.run import Life

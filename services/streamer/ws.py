@@ -13,7 +13,7 @@ from services.streamer.gate import KEY, SUBPROTOCOL
 from services.streamer.schema import BadRequest, CancelFrame, Generate, GeneratePrompt, ResumeFrame, parse_frame
 from services.streamer.session import Session, StreamError
 from shared import trace
-from shared.bus import BusDown
+from shared.connection import BusDown
 
 MAX_IN_FLIGHT = 64  # requests at once on one socket
 HEARTBEAT_S = 25.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from services.tokenizer.encode import Encoder
 from services.tokenizer.public import BadPrefixes, read
 from shared import trace
-from shared.bus import BusDown
 from shared.config import ConfigError, TokenizerConfig
+from shared.connection import BusDown
 from shared.messages import Fail, Message, Step, Submit, Work
 from shared.readers import Delivery, Group
 from shared.run import Life

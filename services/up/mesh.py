@@ -18,8 +18,9 @@ from services.up.gpus import count_gpus, settings
 from services.up.options import Options, check_port
 from services.up.supervise import Child, Unusable, stage_child
 from services.up.watch import LOOK_S, Watch
-from shared.bus import Bus, BusDown
+from shared.bus import Bus
 from shared.config import ConfigError, MeshConfig
+from shared.connection import BusDown
 from shared.host import usable_cores
 from shared.messages import Beat
 from shared.run import EXIT_FAILURE, EXIT_USAGE

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from shared.bus import BusDown, Refused
+from shared.connection import BusDown, Refused
 from tests.chain import BREAKS, KILLS, STARVES
 from tests.chaos.field import Field
 from tests.chaos.hostile import churn, half_open, leave_in_every_phase, slow_reader, storm_of_resumes

@@ -59,12 +59,16 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
+def contents(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 async def test_one_question(scratch: Path) -> None:
     async with up("--ask", "What is the capital of France?", "--dtype", "float32", TMPDIR=str(scratch)) as process:
         code, out, err = await ended(process, 90)
     assert code == 0, err
     assert out == "The capital of France is Paris.\n"
-    assert not list(scratch.iterdir())
+    assert not contents(scratch)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ async def test_a_life(scratch: Path) -> None:
         assert code == 0, err
         assert time.monotonic() - started < 12
     assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert not list(scratch.iterdir())
+    assert not contents(scratch)
     socket.create_server(("127.0.0.1", port)).close()
 
 

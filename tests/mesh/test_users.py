@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from shared.bus import Bus, Refused
+from shared.bus import Bus
+from shared.connection import Refused
 from tests.mesh.client import Answer, Client, generate
 from tests.mesh.harness import RunningMesh
 from tests.mesh.test_chain import body, check

@@ -13,9 +13,10 @@ from services.engine.plan import Sampled
 from services.streamer.attach import attach
 from services.streamer.service import Streamer
 from services.streamer.session import Delta, Session, StreamError
-from shared.bus import FIELD, START, BusDown
+from shared.bus import FIELD, START
 from shared.codec import encode_step
 from shared.config import StreamerConfig
+from shared.connection import BusDown
 from shared.messages import Cancel, FinishReason, Message, Record, Sampling, Submit, Work
 from shared.readers import Group, Tail
 from shared.stats import Stats

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.bus import Refused, entry_order
+from shared.bus import entry_order
+from shared.connection import Refused
 
 Id = tuple[int, int]
 Command = tuple[Any, ...]

@@ -10,7 +10,8 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.bus import Bus, BusDown, Patience, Refused, entry_order
+from shared.bus import Bus, entry_order
+from shared.connection import BusDown, Patience, Refused
 from shared.names import Streams
 from tests.protocol.broker import Broker, Command, Id
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from unittest.mock import patch
 
-from shared.bus import Refused
+from shared.connection import Refused
 from tests.protocol.actors import Engine, SimStreamer, Socket, Tokens, new_record, root, tokenizer
 from tests.protocol.kernel import Kernel
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from services.up.broker import Broker
-from shared.bus import GONE_MS, START, Bus, BusDown, entry_order
+from shared.bus import GONE_MS, START, Bus, entry_order
+from shared.connection import BusDown
 from shared.messages import Attach, Beat, Cancel, Message, Record, Sampling, Step, Submit
 from shared.readers import Group, Tail
 
