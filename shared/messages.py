@@ -169,7 +169,7 @@ class TokensFields(TypedDict):
     first: int
     digest: bytes
     ids: bytes
-    logprobs: "tuple[Logprob | None, ...] | None"
+    logprobs: "tuple[Logprob, ...] | None"
     kind: Literal["tokens"]
 
 

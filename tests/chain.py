@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from services.engine.plan import PENDING, Limits, Plan, Sampled
+from services.engine.plan import PENDING, Draw, Limits, Plan, Sampled
 from services.engine.start import main
 from shared import trace
 from shared.config import EngineConfig
@@ -37,6 +37,11 @@ def expected(prompt: Sequence[int], count: int, choice: int = 0) -> list[int]:
     for _ in range(count):
         tokens.append(next_token(tokens, choice))
     return tokens[len(prompt) :]
+
+
+def logprob(context: int) -> float:
+    """What the chain says of a token behind so many others."""
+    return -context / 1000
 
 
 class ChainFerry:
@@ -94,9 +99,9 @@ class ChainDevice:
             for at, token in enumerate(row.tokens, start=row.start):
                 page = self._slots.setdefault(row.blocks[at // self._size], [0] * self._size)
                 page[at % self._size] = self._newest[row.slot] if token == PENDING else token
-        drawn = {draw.slot: self._draw(self._context(plan, draw.row), draw.choice) for draw in plan.draws}
-        self._newest |= drawn
-        return [Sampled(token) for token in drawn.values()]
+        sampled = [self._draw(self._context(plan, draw.row), draw) for draw in plan.draws]
+        self._newest |= {draw.slot: drawn.token for draw, drawn in zip(plan.draws, sampled, strict=True)}
+        return sampled
 
     def _hurt(self, tokens: Sequence[int]) -> None:
         if KILLS in tokens:
@@ -104,8 +109,12 @@ class ChainDevice:
         if STARVES in tokens:
             raise MemoryError("no page could be had")
 
-    def _draw(self, context: Sequence[int], choice: int) -> int:
-        return -1 if BREAKS in context else next_token(context, choice)
+    def _draw(self, context: Sequence[int], draw: Draw) -> Sampled:
+        if BREAKS in context:
+            return Sampled(-1)
+        token = next_token(context, draw.choice)
+        asked = draw.sampling.logprobs
+        return Sampled(token, None if asked is None else (logprob(len(context)), ((token, logprob(len(context))),)[:asked]))
 
     def _context(self, plan: Plan, at: int) -> list[int]:
         row = plan.rows[at]

@@ -88,7 +88,7 @@ class Job:
         first, digest, packed = len(output.ids), output.hash.digest(), pack_ids(sampled.token for sampled in fresh)
         logprobs = None
         if self.work.sampling.logprobs is not None:
-            logprobs = tuple(sampled.logprob for sampled in fresh)
+            logprobs = tuple(sampled.logprob for sampled in fresh if sampled.logprob is not None)
         output.extend(packed)
         return (
             {

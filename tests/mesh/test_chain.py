@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.chain import expected
+from tests.chain import expected, logprob
 from tests.mesh.client import Answer, Client, generate
 from tests.mesh.harness import RunningMesh
 
@@ -58,6 +58,18 @@ async def test_long_prompts_are_chunked(chain_mesh: RunningMesh) -> None:
     check(await generate(chain_mesh.url, **body(prompt, 20)), prompt, 20)
     again = await generate(chain_mesh.url_of(1), **body(prompt, 20))
     check(again, prompt, 20)
+
+
+async def test_logprobs_go_on_after_an_engine_is_killed(chain_mesh: RunningMesh) -> None:
+    asked = body([7, 8, 9], 300, logprobs=1)
+    answer = asyncio.create_task(chain_mesh.post("/v1/completions", asked))
+    await asyncio.sleep(0.4)
+    chain_mesh.kill("engine-0")
+    chain_mesh.kill("engine-1")
+    status, reply = await answer
+    assert status == 200, reply
+    told = reply["choices"][0]["logprobs"]["token_logprobs"]
+    assert told == [logprob(context) for context in range(3, 303)]
 
 
 async def test_resume_on_the_other_streamer(chain_mesh: RunningMesh) -> None:
