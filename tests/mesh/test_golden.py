@@ -30,7 +30,7 @@ def check(golden: dict[str, Any], ids: list[int]) -> None:
         assert golden["margins"][different] < TIE, f"token {different} differs"
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden["messages"][-1]["content"][:24])
+@pytest.mark.parametrize("golden", GOLDEN[::3], ids=lambda golden: golden["messages"][-1]["content"][:24])
 async def test_alone(mesh: RunningMesh, golden: dict[str, Any]) -> None:
     reply = await answer(mesh, golden)
     check(golden, reply["choices"][0]["token_ids"])
@@ -47,11 +47,11 @@ async def test_together(mesh: RunningMesh) -> None:
 
 
 async def test_preempted() -> None:
-    """Pages for three requests, sixteen at once: the youngest are thrown out again and again, and nothing changes."""
+    """Pages for three requests, eight at once: the youngest are thrown out again and again, and nothing changes."""
     env = {"HEADRACE_DTYPE": "float32", "HEADRACE_MAX_CONTEXT": "128", "HEADRACE_ENGINE_KV_TOKENS": "320"}
     async with RunningMesh(env=env | {"HEADRACE_ENGINE_MAX_RUNNING": "16"}) as cramped:
-        replies = await asyncio.gather(*(answer(cramped, golden) for golden in GOLDEN))
-        for golden, reply in zip(GOLDEN, replies, strict=True):
+        replies = await asyncio.gather(*(answer(cramped, golden) for golden in GOLDEN[:8]))
+        for golden, reply in zip(GOLDEN[:8], replies, strict=True):
             check(golden, reply["choices"][0]["token_ids"])
         await cramped.drained()
         [engine] = [beat for beat in await cramped.bus.members() if beat.stage == "engine"]
@@ -68,14 +68,14 @@ async def test_choices(mesh: RunningMesh) -> None:
 
 async def test_seeds(mesh: RunningMesh) -> None:
     """A seed gives its text again, whoever runs beside it; choices and seeds differ."""
-    body = {"messages": GOLDEN[0]["messages"], "max_tokens": 24, "temperature": 1.5, "n": 2, "seed": 7}
+    body = {"messages": GOLDEN[0]["messages"], "max_tokens": 12, "temperature": 1.5, "n": 2, "seed": 7}
 
     async def texts(**more: Any) -> list[str]:
         _, reply = await mesh.post("/v1/chat/completions", body | more)
         return [choice["message"]["content"] for choice in reply["choices"]]
 
     first = await texts()
-    again, other, *_ = await asyncio.gather(texts(), texts(seed=8), *(answer(mesh, golden) for golden in GOLDEN[:6]))
+    again, other, *_ = await asyncio.gather(texts(), texts(seed=8), *(answer(mesh, golden) for golden in GOLDEN[:3]))
     assert first == again
     assert first[0] != first[1]
     assert first != other
