@@ -66,7 +66,7 @@ def _client(url: str, connections: int, timeout_s: float) -> "Redis":
 
 
 def _words(error: RedisError) -> str:
-    """What the broker said, its code first: the library keeps some codes apart, and in a pipeline hides all in its own words."""
+    """What the broker said, its code first: the library keeps some codes apart, and wraps all that a pipeline was told."""
     said = str(error)
     if error.status_code:
         return f"{error.status_code} {said}"
