@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 BLOCK_MS = 1000
 
 _T = TypeVar("_T")
-_TRANSIENT_REPLIES = ("LOADING", "BUSY", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+_TRANSIENT_REPLIES = {"LOADING", "BUSY", "MISCONF", "OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"}
 
 
 class BusDown(Exception):
@@ -42,10 +42,19 @@ def connect(url: str, connections: int, timeout_s: float) -> "Redis":
     return client
 
 
+def _words(error: RedisError) -> str:
+    """What the broker said, its code first: the library keeps some codes apart, and wraps all that a pipeline was told."""
+    said = str(error)
+    if error.status_code:
+        return f"{error.status_code} {said}"
+    _, wrapped, inner = said.partition(" of pipeline caused error: (")
+    return inner[1:] if wrapped else said
+
+
 def _transient(error: RedisError) -> bool:
     if isinstance(error, RedisConnectionError | RedisTimeoutError):
         return True
-    return isinstance(error, ResponseError) and str(error).startswith(_TRANSIENT_REPLIES)
+    return isinstance(error, ResponseError) and _words(error).partition(" ")[0] in _TRANSIENT_REPLIES
 
 
 @dataclass(slots=True)
@@ -67,7 +76,7 @@ async def patiently(call: Callable[[], Awaitable[_T]], patience: Patience) -> _T
             return await call()
         except RedisError as error:
             if not _transient(error):
-                raise Refused(str(error)) from error
+                raise Refused(_words(error)) from error
             if loop.time() + pause > started + patience.seconds:
                 raise BusDown(f"broker: {error}") from error
         await asyncio.sleep(pause)

@@ -31,6 +31,7 @@ EXIT_FAILURE = 1
 
 log = logging.getLogger("headrace")
 _Config = TypeVar("_Config", bound=MeshConfig)
+_T = TypeVar("_T")
 
 
 class Life(Generic[_Config]):
@@ -42,6 +43,7 @@ class Life(Generic[_Config]):
         self.stopping = asyncio.Event()
         self.detail = "starting"
         self.ready = False
+        self.abandoned = False
         self.working_since = 0.0  # the loop's time at which something began that must end (a step); 0: nothing
         self.incarnation = ""
         self.on_new_broker: Callable[[], Awaitable[None]] | None = None
@@ -51,6 +53,15 @@ class Life(Generic[_Config]):
         """End: whoever is told to go does not wait long for a broker that may be gone already."""
         self.bus.patience.seconds = ENDING_S
         self.stopping.set()
+
+    async def unless_stopped(self, loading: "asyncio.Future[_T]") -> _T | None:
+        """What a thread loads. None when told to go meanwhile: nobody can end that thread, so the process does not wait."""
+        end = asyncio.ensure_future(self.stopping.wait())
+        either: list[asyncio.Future[Any]] = [loading, end]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        end.cancel()
+        self.abandoned = not loading.done()
+        return None if self.abandoned else loading.result()
 
     def mark_ready(self, detail: str) -> None:
         self.ready, self.detail = True, detail
@@ -125,6 +136,8 @@ async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Cor
     finally:
         trace.flush()
         await bus.close()
+    if life.abandoned:
+        os._exit(0)
 
 
 def run(stage: str, cls: type[_Config], main: Callable[[Life[_Config]], Coroutine[Any, Any, None]]) -> None:

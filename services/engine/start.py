@@ -30,7 +30,9 @@ async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device]
     # One thread builds the device and runs every step: a second one would bring a second team of OpenMP threads, and
     # libgomp lets teams sleep between operations once they outnumber the cores (36 ms a step instead of 11).
     thread = ThreadPoolExecutor(1, "device")
-    device = await asyncio.get_running_loop().run_in_executor(thread, build or _torch_device, config)
+    device = await life.unless_stopped(asyncio.get_running_loop().run_in_executor(thread, build or _torch_device, config))
+    if device is None:
+        return
     scheduler = _scheduler(config, device)
     gc.freeze()  # the model is no garbage; and what a step makes is freed without a collector
     gc.set_threshold(50_000, 20, 100)

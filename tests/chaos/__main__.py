@@ -85,6 +85,8 @@ async def once(row: Row, seed: int, mesh: RunningMesh, proxy: Proxy | None) -> t
     wrong += await unfinished(mesh)
     wrong += leak.found(mesh)
     wrong += [f"no expiry: {key}" for key in await keys_without_expiry(mesh)]
+    if sum((died := ground.died()).values()) > row.fails:
+        wrong.append(f"died by themselves: {died}")
     if ground.tally.lost and not row.loses:
         wrong.append(f"{ground.tally.lost} streams lost")
     return ground, wrong

@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +25,16 @@ class Field:
     tally: Tally = field(default_factory=Tally)
     history: list[tuple[float, str]] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    killed: Counter[str] = field(default_factory=Counter)
+    restarts: dict[str, int] = field(default_factory=dict)  # at the start
+
+    def __post_init__(self) -> None:
+        self.restarts = {name: child.restarts for name, child in self.mesh.children.items()}
+
+    def died(self) -> dict[str, int]:
+        """How often a process ended that nobody had killed."""
+        now = {name: child.restarts - self.restarts.get(name, 0) for name, child in self.mesh.children.items()}
+        return {name: count - self.killed[name] for name, count in now.items() if count > self.killed[name]}
 
     def note(self, what: str) -> None:
         self.history.append((round(time.monotonic() - self.started, 3), what))
@@ -33,6 +45,8 @@ class Field:
             self.mesh.kill(name, how)
         except ProcessLookupError:
             self.note(f"{name} was dead already")
+        else:
+            self.killed[name] += how in (signal.SIGKILL, signal.SIGTERM)
 
     def any(self, stage: str) -> str:
         return f"{stage}-{self.rng.randrange(self.mesh.counts[stage])}"

@@ -18,7 +18,8 @@ from selenium.webdriver.remote.webelement import WebElement
 PATIENCE_S = 60.0
 FLAGS = (
     "--headless=new --no-sandbox --disable-dev-shm-usage --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync --force-prefers-reduced-motion --window-size=1280,900"
+    "--disable-background-networking --disable-component-update --disable-sync --window-size=1280,900 "
+    "--force-prefers-reduced-motion"  # endless animations would take a core from the mesh
 )
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")

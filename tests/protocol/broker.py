@@ -10,10 +10,16 @@ from shared.connection import Refused
 Id = tuple[int, int]
 Command = tuple[Any, ...]
 WRITES = {"SET", "DEL", "XADD", "XDEL", "XGROUP", "XREADGROUP", "XAUTOCLAIM", "XCLAIM", "XACK"}
+QUIET = {"XREADGROUP", "XAUTOCLAIM", "XCLAIM", "XACK", "XDEL", "DEL"}  # which write only if their answer says so
 
 
 def text(id: Id) -> bytes:
     return f"{id[0]}-{id[1]}".encode()
+
+
+def _changed(command: Command, reply: Any) -> bool:
+    """A group that had nothing to give has written nothing."""
+    return bool(reply[1] if command[0] == "XAUTOCLAIM" else reply) or command[0] not in QUIET
 
 
 def _str(word: str | bytes) -> str:
@@ -58,15 +64,17 @@ class Broker:
 
     def restart(self, lost: int, shift: int = 0) -> None:
         """Come back without the last `lost` transactions; the file is read again from the start."""
-        kept = self.file[: max(len(self.file) - lost, 0)]
         self.incarnation += 1
         self.watchers.clear()
+        self._shift += shift
+        if not lost:
+            return  # reading it again would give what is here
+        kept = self.file[: max(len(self.file) - lost, 0)]
         self._empty()
         self.file = []
         for at, commands in kept:
             self._now = at
             self._all(commands)
-        self._shift += shift
 
     def flush(self) -> None:
         self._empty()
@@ -78,7 +86,7 @@ class Broker:
 
     def _all(self, commands: Sequence[Command]) -> list[Any]:
         replies = [getattr(self, f"_{command[0].lower()}")(*command[1:]) for command in commands]
-        if any(command[0] in WRITES for command in commands):
+        if any(command[0] in WRITES and _changed(command, reply) for command, reply in zip(commands, replies, strict=True)):
             self.file.append((self._now, list(commands)))
         return replies
 

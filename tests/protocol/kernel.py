@@ -16,7 +16,7 @@ from shared.names import Streams
 from tests.protocol.broker import Broker, Command, Id
 
 STEP_MS = 10
-BLOCK_MS = 1000
+BLOCK_MS = 2000
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Call:
     atomic: bool = False
     guard: tuple[str, bytes | None] | None = None  # only if this key holds this value
     ready: Callable[[], bool] | None = None
+    wake: int = 0  # no sooner than this
     since: int = 0
     answered: bool = False
     answer: Any = None
@@ -43,26 +44,33 @@ def blocking(words: Command) -> Call:
     return Call(commands=[words], line=True, block_ms=BLOCK_MS if "BLOCK" in words else 0, reads=reads)
 
 
+def _at_once() -> bool:
+    return True
+
+
 @types.coroutine
 def ask(call: Call) -> Generator[Call, Any, Any]:
     return (yield call)
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     coroutine: Coroutine[Any, Any, Any]
     call: Call | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Process:
     name: str
+    waiting: list[tuple["Process", Task]]  # the kernel's
     tasks: list[Task] = field(default_factory=list)
     paused_until: int = 0
     held: bool = False  # while it is paused: what it was sending has not left its machine
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        self.tasks.append(Task(coroutine))
+        task = Task(coroutine)
+        self.tasks.append(task)
+        self.waiting.append((self, task))
 
 
 class Kernel:
@@ -71,11 +79,12 @@ class Kernel:
         self.now = 1_000_000
         self.broker = Broker(lambda: self.now)
         self.processes: dict[str, Process] = {}
+        self.waiting: list[tuple[Process, Task]] = []  # all tasks of all processes
         self.flying: list[Call] = []  # sent by processes that have died since
         self.repeats = 0.05
 
     def process(self, name: str) -> Process:
-        self.processes[name] = Process(name)
+        self.processes[name] = Process(name, self.waiting)
         return self.processes[name]
 
     # -- what a schedule is made of --------------------------------------------------------------------------------
@@ -86,21 +95,22 @@ class Kernel:
         if self.flying and self.random.random() < 0.02:
             self._execute(self.flying.pop(self.random.randrange(len(self.flying))))
             return
-        waiting = [(process, task) for process in self.processes.values() for task in process.tasks]
-        first = self.random.randrange(len(waiting))
-        able = next((pair for pair in waiting[first:] + waiting[:first] if self._able(*pair)), None)
-        if able is None:
-            self.now += 10 * STEP_MS
-        else:
-            self._advance(*able)
+        waiting = self.waiting
+        first = int(self.random.random() * len(waiting))
+        for at in range(first - len(waiting), first):
+            process, task = waiting[at]
+            if self._able(process, task):
+                self._advance(process, task)
+                return
+        self.now += 10 * STEP_MS
 
     def _able(self, process: Process, task: Task) -> bool:
-        call, awake = task.call, self.now >= process.paused_until
+        call = task.call
         if call is None or call.answered:
-            return awake
+            return self.now >= process.paused_until
         if call.ready is not None:
-            return awake and call.ready()
-        if process.held and not awake:
+            return call.wake <= self.now >= process.paused_until and call.ready()
+        if process.held and self.now < process.paused_until:
             return False
         return not call.line or self._arrived(call)
 
@@ -131,6 +141,7 @@ class Kernel:
             task.call.since = self.now
         except StopIteration:
             process.tasks.remove(task)
+            self.waiting.remove((process, task))
 
     def _execute(self, call: Call) -> None:
         for _ in range(2 if not call.line and self.random.random() < self.repeats else 1):  # an answer was lost: sent again
@@ -158,6 +169,7 @@ class Kernel:
             if call is not None and call.commands and not call.answered and not call.line and self.random.random() < 0.5:
                 self.flying.append(self._part(call))
             task.coroutine.close()
+        self.waiting[:] = [pair for pair in self.waiting if pair[0] is not self.processes[name]]
         for watchers in self.broker.watchers.values():
             watchers.discard(id(self.processes[name]))
         return self.process(name)
@@ -188,8 +200,7 @@ class Kernel:
     # -- waiting ---------------------------------------------------------------------------------------------------
 
     async def sleep(self, ms: int) -> None:
-        until = self.now + ms
-        await ask(Call(ready=lambda: self.now >= until))
+        await ask(Call(ready=_at_once, wake=self.now + ms))
 
     async def until(self, ready: Callable[[], bool]) -> None:
         await ask(Call(ready=ready))

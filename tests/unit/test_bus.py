@@ -114,6 +114,27 @@ async def test_flushall_is_healed(bus: Bus) -> None:
     await group.close()
 
 
+async def test_two_find_at_once_that_their_group_is_gone(bus: Bus) -> None:
+    """As after a flush: one of them creates it, and the other is told that it exists."""
+    groups = [Group(bus, "s", "g", f"c{at}") for at in range(2)]
+    await asyncio.gather(*(group._create() for group in groups))
+    await bus.append("s", note(1))
+    assert [d.message for _ in range(2) for group in groups for d in await group.read(10)] == [note(1)]
+    for group in groups:
+        await group.close()
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+async def test_a_full_broker_is_waited_for(bus: Bus, atomic: bool) -> None:
+    limit = ("CONFIG", "SET", "maxmemory")
+    await bus.run([(*limit, "1")])
+    write = asyncio.create_task(bus.run([("SET", "k", "v"), ("GET", "k")], atomic=atomic))
+    with pytest.raises(BusDown, match="maxmemory"):
+        await bus.run([("SET", "k", "w")], patience_s=0, atomic=atomic)
+    await bus.run([(*limit, "0")])
+    assert (await write)[1] == b"v"
+
+
 async def test_what_the_log_tells_of_one_request(bus: Bus) -> None:
     notes = [Attach(request="ab"[at % 2], connection=at) for at in range(500)]
     entries = [await bus.append("s", Step(records=(each, each))) for each in notes]
