@@ -8,7 +8,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # two workers on two cores: torch's threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-MESHES = ("mesh", "chaos", "prefix_cache")
+MESHES = ("mesh", "chaos")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

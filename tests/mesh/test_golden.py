@@ -38,9 +38,10 @@ async def test_alone(mesh: RunningMesh, golden: dict[str, Any]) -> None:
 
 
 async def test_together(mesh: RunningMesh) -> None:
-    """All at once, twice over: continuous batching, chunks and prefix hits change nothing."""
-    replies = await asyncio.gather(*(answer(mesh, golden) for golden in GOLDEN + GOLDEN))
-    for golden, reply in zip(GOLDEN + GOLDEN, replies, strict=True):
+    """All at once, some twice over: continuous batching, chunks and prefix hits change nothing."""
+    asked = GOLDEN + GOLDEN[::4]
+    replies = await asyncio.gather(*(answer(mesh, golden) for golden in asked))
+    for golden, reply in zip(asked, replies, strict=True):
         check(golden, reply["choices"][0]["token_ids"])
     cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
     assert max(cached) >= 16, "no prefix was found computed"
