@@ -32,10 +32,11 @@ class Refused(Exception):
 
 
 def connect(url: str, connections: int, timeout_s: float) -> "Redis":
-    # protocol 2: under RESP3 the library skips its check for unread replies on a pooled connection.
+    # protocol 2: under RESP3 the library skips its check for unread replies on a pooled connection. No driver_info: the
+    # command that would send it is newer than Redis 7.0.
     pool = BlockingConnectionPool.from_url(
         url, max_connections=connections, timeout=timeout_s, socket_timeout=timeout_s, socket_connect_timeout=2,
-        protocol=2, retry=Retry(NoBackoff(), 0), retry_on_error=[],
+        protocol=2, driver_info=None, retry=Retry(NoBackoff(), 0), retry_on_error=[],
     )  # fmt: skip
     client = Redis.from_pool(pool)
     client.response_callbacks.clear()  # replies as the protocol has them, whatever shapes a release of the library prefers
