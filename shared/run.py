@@ -150,7 +150,7 @@ def run(stage: str, cls: type[_Config], main: Callable[[Life[_Config]], Coroutin
         log.info("%s config: %s", config.id, shown(config))
         _trace(stage, config)
         uvloop.run(_live(stage, config, main))
-    except (ConfigError, BusDown, BaseExceptionGroup) as error:
+    except (ConfigError, BusDown, Refused, BaseExceptionGroup) as error:
         sys.exit(_say(stage, error))
 
 
@@ -169,6 +169,9 @@ def _say(stage: str, error: BaseException) -> int:
         return EXIT_USAGE
     if (gone := _first(error, BusDown)) is not None:
         log.error("%s: no broker at HEADRACE_REDIS_URL: %s", stage, gone)
+        return EXIT_FAILURE
+    if isinstance(error, Refused):
+        log.error("%s: the broker at HEADRACE_REDIS_URL refuses: %s", stage, error)
         return EXIT_FAILURE
     log.error("%s failed", stage, exc_info=error)
     return EXIT_FAILURE
