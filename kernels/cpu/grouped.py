@@ -41,10 +41,12 @@ from kernels.cpu.jit import (
     vector,
 )
 from kernels.cpu.rounded import GROUP, ROUNDED_BYTES, SCALE_AT, Before, prepare
-from kernels.cpu.team import team
+from kernels.cpu.team import Program, Task
 
 LANES, ROWS = 8, 4  # outputs of a tile; rows that share one reading of a tile
 SHARE = 12  # tiles that a thread claims at once
+BAND = 64  # rows that all tiles of a share are multiplied with before the next: so many rounded rows stay in a core's cache
+AHEAD = 1024  # bytes of weights that are asked for before they are needed
 FLOATS = vector(F32, LANES)
 
 
@@ -121,6 +123,8 @@ def _strip(module: Value, form: Format, count: int) -> None:
 
     def group(at: Value, sums: list[Value]) -> list[Value]:
         tile = fn.at(weights, fn.times(at, form.weight_bytes))
+        for line in range(0, form.weight_bytes, 64):
+            fn.prefetch(tile, AHEAD + line)
         here = [fn.at(row, fn.times(at, ROUNDED_BYTES)) for row in rows]
         dots = [fn.build.sitofp(dot, FLOATS) for dot in form.dot(fn, tile, here)]
         scales, totals = ([fn.spread(fn.load(row, SCALE_AT + more, F32), LANES) for row in here] for more in (0, 4))
@@ -157,20 +161,31 @@ def _phases(module: Value, form: Format) -> None:
     call, share = fn.arguments
     tiles, first = fn.load(call, 56, I64), fn.times(share, SHARE)
     last = fn.build.add(first, number(SHARE))
-    last = fn.build.select(fn.build.icmp_signed("<", last, tiles), last, tiles)
-    fn.loop(last, lambda tile, _: _tile(fn, form, call, tile), start=first)
+    last, rows = _least(fn, last, tiles), fn.load(call, 48, I64)
+
+    def band(row: Value, _: list[Value]) -> None:
+        count = _least(fn, fn.build.sub(rows, row), number(BAND))
+        fn.loop(last, lambda tile, _: _tile(fn, form, call, tile, row, count), start=first)
+
+    fn.loop(rows, band, step=BAND)
     fn.build.ret_void()
 
 
-def _tile(fn: Function, form: Format, call: Value, tile: Value) -> None:
+def _least(fn: Function, one: Value, other: Value) -> Value:
+    return fn.build.select(fn.build.icmp_signed("<", one, other), one, other)
+
+
+def _tile(fn: Function, form: Format, call: Value, tile: Value, start: Value, rows: Value) -> None:
+    """One tile's outputs for `rows` rows from `start` on."""
     build = fn.build
     rounded, weights, y = (fn.load(call, 8 * at, POINTER) for at in range(2, 5))
-    groups, rows, tiles, keep = (fn.load(call, at, I64) for at in (40, 48, 56, 72))
+    groups, tiles, keep = (fn.load(call, at, I64) for at in (40, 56, 72))
     row_bytes, y_bytes = fn.times(groups, ROUNDED_BYTES), fn.times(tiles, 4 * LANES)
     here, out = fn.at(weights, build.mul(tile, fn.times(groups, form.weight_bytes))), fn.at(y, fn.times(tile, 4 * LANES))
 
     def strip(count: int, row: Value) -> None:
-        there, line = (fn.at(base, build.mul(row, size)) for base, size in ((rounded, row_bytes), (out, y_bytes)))
+        at = build.add(start, row)
+        there, line = (fn.at(base, build.mul(at, size)) for base, size in ((rounded, row_bytes), (out, y_bytes)))
         fn.call(f"strip{count}", VOID, here, there, line, groups, row_bytes, y_bytes, keep)
 
     full = build.and_(rows, number(-ROWS))
@@ -200,30 +215,32 @@ class Grouped:
         self.form, self.packed = form, packed
         self.tiles, self.groups = packed.shape[:2]
         self.outputs = self.tiles * LANES
-        self.team = team()
-        self.call = Call(weights=packed.data_ptr(), groups=self.groups, tiles=self.tiles)
 
     def __call__(
         self, x: Tensor, before: Before, y: Tensor | None = None, norm: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
         """x [rows, columns] float32 (twice the columns where `before` is "gate"); added to y, if there is one, in place."""
-        assert x.dtype == torch.float32 and x.stride(1) == 1 and x.shape[1] == self.groups * GROUP * (1 + (before == "gate"))
-        call, rows = self.call, len(x)
-        call.keep = y is not None
-        out = torch.empty(rows, self.outputs) if y is None else y
-        assert out.is_contiguous() and out.dtype == torch.float32 and out.shape == (rows, self.outputs)
-        rounded = torch.empty(rows * self.groups * ROUNDED_BYTES, dtype=torch.uint8)
-        call.x, call.y, call.rounded, call.rows, call.x_bytes = (
-            x.data_ptr(),
-            out.data_ptr(),
-            rounded.data_ptr(),
-            rows,
-            4 * x.stride(0),
-        )
-        call.extra, call.eps = (None, 0.0) if norm is None else (norm.data_ptr(), eps)
-        first, second = _compiled(self.form, before)
-        self.team.run(call, (first, rows), (second, -(-self.tiles // SHARE)))
+        out = torch.empty(len(x), self.outputs) if y is None else y
+        Program([self.task(x, before, out, self.room(len(x)), y is not None, norm, eps)]).run()
         return out
+
+    def room(self, rows: int) -> Tensor:
+        """For the rounded columns of so many rows."""
+        return torch.empty(rows * self.groups * ROUNDED_BYTES, dtype=torch.uint8)
+
+    def task(self, x: Tensor, before: Before, y: Tensor, rounded: Tensor, keep: bool, norm: Tensor | None, eps: float) -> Task:
+        """Into y, or added to what it holds if that is to be kept."""
+        rows = len(x)
+        assert x.dtype == torch.float32 and x.stride(1) == 1 and x.shape[1] == self.groups * GROUP * (1 + (before == "gate"))
+        assert y.is_contiguous() and y.dtype == torch.float32 and y.shape == (rows, self.outputs)
+        kept = (x, rounded, self.packed, y) if norm is None else (x, rounded, self.packed, y, norm)
+        call = Call(
+            x=x.data_ptr(), extra=None if norm is None else norm.data_ptr(), rounded=rounded.data_ptr(),
+            weights=self.packed.data_ptr(), y=y.data_ptr(), groups=self.groups, rows=rows, tiles=self.tiles,
+            x_bytes=4 * x.stride(0), keep=keep, eps=eps,
+        )  # fmt: skip
+        first, second = _compiled(self.form, before)
+        return Task(call, (first, rows), (second, -(-self.tiles // SHARE)), kept)
 
 
 def fits(outputs: int, columns: int) -> bool:
