@@ -56,7 +56,8 @@ class Life(Generic[_Config]):
     async def unless_stopped(self, loading: "asyncio.Future[_T]") -> _T | None:
         """What a thread loads. None when told to go meanwhile: nobody can end that thread, so the process does not wait."""
         end = asyncio.ensure_future(self.stopping.wait())
-        await asyncio.wait({loading, end}, return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [loading, end]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         end.cancel()
         self.abandoned = not loading.done()
         return None if self.abandoned else loading.result()
