@@ -66,6 +66,9 @@ async def standing(row: Row, rng: random.Random) -> AsyncIterator[tuple[RunningM
     """A mesh as the row wants it, behind a proxy if it wants one."""
     env = {"CHAIN_STEP_S": "0.004", "HEADRACE_LOG": "warning"} | dict(row.env)
     mesh = RunningMesh(row.counts, chain=True, env=env, through_proxy=row.proxied)
+    if "prefix_cache" in row.counts:
+        socket = f"{mesh.broker.folder}/prefix.sock"
+        mesh.env |= {"HEADRACE_PREFIX_CACHE_SOCKET": socket, "HEADRACE_ENGINE_PREFIX_CACHES": socket}
     async with AsyncExitStack() as stack:
         proxy = None
         if row.proxied:

@@ -5,10 +5,15 @@ Rows that other tests hold, or that need what this machine has not, are named in
 
 import asyncio
 import os
+import resource
+import shutil
 import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+
+import psutil
 
 from shared.connection import BusDown, Refused
 from tests.chain import BREAKS, KILLS, STARVES
@@ -40,10 +45,9 @@ class Row:
 
 ROWS: dict[str, Row] = {}
 ELSEWHERE = {
-    "K4": "the prefix cache's own tests", "R4": "a file system of its own, which needs mount rights",
     "C4": "there are no idempotency keys", "C5": "python -m tests.chaos.figures", "X3": "tests/mesh/test_bad_input.py",
-    "T1": "tests/protocol gives the broker another clock", "V1": "the prefix cache's own tests",
-    "O2": "tests/mesh/test_gate.py: limits per key", "L1": "--rows K6 --seeds N", "A1": "tests/mesh/test_users.py",
+    "T1": "tests/protocol gives the broker another clock", "V1": "tests/prefix_cache/test_page.py, test_service.py",
+    "O2": "tests/mesh/test_gate.py: limits per key", "A1": "tests/mesh/test_users.py",
     "A2": "tests/mesh/test_gate.py", "A3": "tests/tokenizer: the tenant is in the root of every hash",
 }  # fmt: skip
 
@@ -78,6 +82,18 @@ async def kill_engines(field: Field) -> None:
 @row("K3", "kill -9 a streamer, and again: clients come back with their cursor", "P1, P2, P4")
 async def kill_streamers(field: Field) -> None:
     await _one_by_one(field, "streamer")
+
+
+CACHED = {"HEADRACE_PREFIX_CACHE_SIZE_MB": "16"}
+
+
+@row("K4", "kill -9 the prefix cache, drain an engine that stores there, kill it again", "P1-P3",
+     counts={**TWO, "prefix_cache": 1}, env=CACHED, seconds=6)  # fmt: skip
+async def kill_cache(field: Field) -> None:
+    for name, how in (("prefix_cache-0", KILL), (field.any("engine"), TERM), ("prefix_cache-0", KILL)):
+        await asyncio.sleep(field.rng.uniform(0.5, 1.5))
+        field.kill(name, how)
+        await field.mesh.until_ready()
 
 
 @row("K5", "kill -9 everything at once", "P1, P5", loses=True)
@@ -142,13 +158,14 @@ async def broker_dies(field: Field) -> None:
     field.kill("broker", KILL)
 
 
-@row("R2", "FLUSHALL under load, twice", "P1, P5", loses=True)
+@row("R2", "FLUSHALL under load; then the broker dies and comes back without its file", "P1, P5", loses=True)
 async def flush(field: Field) -> None:
-    async def one() -> None:
-        await field.mesh.bus.run([("FLUSHALL",)])
-        field.note("flushed")
-
-    await _at_random_times(field, 2, one, (0.5, 1.5))
+    await asyncio.sleep(field.rng.uniform(0.5, 1.5))
+    await field.mesh.bus.run([("FLUSHALL",)])
+    field.note("flushed")
+    await asyncio.sleep(field.rng.uniform(0.5, 1.5))
+    shutil.rmtree(field.mesh.broker.folder / "appendonlydir")
+    field.kill("broker", KILL)
 
 
 @row("R3", "the broker is full for two seconds", "P1-P3, P8")
@@ -158,6 +175,20 @@ async def full(field: Field) -> None:
     field.note("full")
     await asyncio.sleep(2)
     await field.mesh.bus.run([("CONFIG", "SET", "maxmemory", "512mb")])
+    field.note("not full any more")
+
+
+@row("R4", "the broker's disk is full for two seconds", "P1-P3", seconds=6)
+async def disk_full(field: Field) -> None:
+    process = field.mesh.children["broker"].process
+    assert process is not None
+    limit, none = psutil.Process(process.pid).rlimit, resource.RLIM_INFINITY
+    await asyncio.sleep(field.rng.uniform(0.1, 1.0))
+    size = max(path.stat().st_size for path in field.mesh.broker.folder.glob("appendonlydir/*"))
+    limit(psutil.RLIMIT_FSIZE, (size + field.rng.randrange(5000), none))
+    field.note("full")
+    await asyncio.sleep(2.5)
+    limit(psutil.RLIMIT_FSIZE, (none, none))
     field.note("not full any more")
 
 
@@ -274,6 +305,20 @@ async def scale(field: Field) -> None:
         await asyncio.sleep(2)
         await child.end()
         del field.mesh.children[child.name]
+
+
+@row("L1", "a minute of deaths, drains and standstills of any process", "P1-P3, flat", seconds=60)
+async def soak(field: Field) -> None:
+    until = time.monotonic() + 55
+    while time.monotonic() < until:
+        name, how = field.any(field.rng.choice(("tokenizer", "engine", "streamer"))), field.rng.choice((KILL, TERM, STOP))
+        victim = field.rng.choice((name, name, name, "broker"))
+        if how == STOP or victim == "broker":
+            await _stand_still(field, victim, field.rng.uniform(0.5, 4.5))
+        else:
+            field.kill(victim, how)
+        await asyncio.sleep(field.rng.uniform(0.2, 1))
+        await field.mesh.until_ready()
 
 
 BUSY = {"CHAIN_STEP_S": "0.02", "HEADRACE_STREAMER_MAX_WAIT_S": "2"}

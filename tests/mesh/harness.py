@@ -17,6 +17,8 @@ from services.up.supervise import Child, stage_child
 from shared.bus import Bus
 from shared.config import MeshConfig, bundled_model
 
+# A broker whose disk is full gets an error from its writes; one at its limit of file size would get a signal first.
+DISK_MAY_FILL = ("/bin/sh", "-c", 'trap "" XFSZ; exec "$@"', "sh")
 ROOT = Path(__file__).parents[2]
 
 
@@ -92,7 +94,7 @@ class RunningMesh:
         return child
 
     async def __aenter__(self) -> "RunningMesh":
-        self._keep(Child("broker", self.broker_command, os.environ))
+        self._keep(Child("broker", [*DISK_MAY_FILL, *self.broker_command], os.environ))
         for stage, count in self.counts.items():
             for number in range(count):
                 self.start(stage, number)
