@@ -6,59 +6,26 @@ A row and a seed that fail are run again by the command that the table names; wh
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from statistics import median
 
 from aiohttp import ClientError
 
+from shared.connection import BusDown, Refused
+from tests.chaos import processes, surroundings
 from tests.chaos.field import Field, Leak, keys_without_expiry, unfinished
+from tests.chaos.matrix import ELSEWHERE, ROWS, Row
 from tests.chaos.proxy import Proxy
-from tests.chaos.rows import BROKEN, ELSEWHERE, ROWS, Row
-from tests.chaos.user import Tally
+from tests.chaos.results import HEAD, Result, keep, kept
 from tests.mesh.harness import RunningMesh
 
-HISTORY = Path("chaos-history.jsonl")
+HOLD_ROWS = (processes, surroundings)  # importing them fills ROWS
+BROKEN = (BusDown, Refused, OSError)
 SHORT = ("K2", "K3", "S1", "R2")  # what CI runs
-
-
-@dataclass
-class Result:
-    row: Row
-    runs: int = 0
-    tally: Tally = field(default_factory=Tally)
-    wrong: list[tuple[int, str]] = field(default_factory=list)  # seed and what went wrong
-
-    def take(self, seed: int, tally: Tally, wrong: list[str]) -> None:
-        self.runs += 1
-        mine = self.tally
-        for name in ("requests", "tokens", "resumes", "refused", "lost"):
-            setattr(mine, name, getattr(mine, name) + getattr(tally, name))
-        mine.stalls += tally.stalls
-        mine.resume_s += tally.resume_s
-        self.wrong += [(seed, text) for text in (*tally.failures, *wrong)]
-
-    def line(self) -> str:
-        tally = self.tally
-        return (
-            f"| {self.row.id} | {self.row.what} | {self.row.promise} | {self.runs} | {tally.requests:,} | {tally.tokens:,} "
-            f"| {len(self.wrong)} | {tally.lost} | {_high(tally.stalls):.2f} | {_high(tally.resume_s):.2f} |"
-        )
-
-
-HEAD = "| row | fault | promise | runs | requests | tokens | failures | lost | stall p99 s | resume p99 s |\n|" + "---|" * 10
-
-
-def _high(values: Iterable[float], share: float = 0.99) -> float:
-    ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 @asynccontextmanager
@@ -107,18 +74,11 @@ async def campaign(rows: list[Row], seeds: list[int]) -> list[Result]:
                 for seed in seeds:
                     ground, wrong = await once(row, seed, mesh, proxy)
                     result.take(seed, ground.tally, wrong)
-                    _keep(row, seed, ground, wrong)
+                    keep(row, seed, ground.tally, wrong, ground.history)
                 results.append(result)
                 sys.stdout.write(f"{result.line()}\n")
                 sys.stdout.flush()
     return results
-
-
-def _keep(row: Row, seed: int, ground: Field, wrong: list[str]) -> None:
-    said = {"row": row.id, "seed": seed, "wrong": wrong + ground.tally.failures, "history": ground.history}
-    said |= {"requests": ground.tally.requests, "stall_p50": median(ground.tally.stalls or [0.0])}
-    with HISTORY.open("a") as file:
-        file.write(json.dumps(said) + "\n")
 
 
 def main() -> int:
@@ -126,7 +86,11 @@ def main() -> int:
     parser.add_argument("--rows", default="all", help="all, short, or ids such as K2,S1")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
+    parser.add_argument("--table", action="store_true", help="run nothing: the table of everything in the history file")
     given = parser.parse_args()
+    if given.table:
+        sys.stdout.write("\n".join((HEAD, *(result.line() for result in kept()))) + "\n")
+        return 0
     logging.basicConfig(level=logging.ERROR)
     ids = {"all": tuple(ROWS), "short": SHORT}.get(given.rows) or tuple(given.rows.split(","))
     if unknown := [id for id in ids if id not in ROWS]:

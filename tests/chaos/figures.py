@@ -20,9 +20,9 @@ from aiohttp import ClientSession, TCPConnector, WSMsgType
 from shared.fields import pack_ids, unpack_ids
 from shared.messages import Claim, LogRecord, Tokens
 from shared.tokenlog import Follower, Verdict, digest
-from tests.chaos.__main__ import _high
 from tests.chaos.field import Field
-from tests.chaos.rows import TWO
+from tests.chaos.matrix import TWO
+from tests.chaos.results import high
 from tests.chaos.user import Tally, User
 from tests.mesh.harness import RunningMesh
 
@@ -44,8 +44,8 @@ async def stalls() -> None:
                 await mesh.until_ready()
             assert not tally.failures, tally.failures
             say(f"kill -9 {victim}", streams=len(tally.stalls), stall_p50_s=f"{median(tally.stalls):.2f}",
-                stall_p99_s=f"{_high(tally.stalls):.2f}", resume_p50_s=f"{median(tally.resume_s or [0.0]):.2f}",
-                resume_p99_s=f"{_high(tally.resume_s):.2f}")  # fmt: skip
+                stall_p99_s=f"{high(tally.stalls):.2f}", resume_p50_s=f"{median(tally.resume_s or [0.0]):.2f}",
+                resume_p99_s=f"{high(tally.resume_s):.2f}")  # fmt: skip
 
 
 async def _kill(field: Field, name: str) -> None:
@@ -66,7 +66,7 @@ async def overload() -> None:
             waits = await refusals
             assert not tally.failures, tally.failures[:3]
             say(f"{users} users", tokens_per_s=round(rates[-1]), refused=tally.refused, probes_refused=len(waits),
-                refusal_p99_ms=f"{1000 * _high(waits):.0f}")  # fmt: skip
+                refusal_p99_ms=f"{1000 * high(waits):.0f}")  # fmt: skip
         say("goodput at 10x", share=f"{rates[1] / rates[0]:.2f}")
 
 

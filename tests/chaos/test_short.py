@@ -1,7 +1,7 @@
 """The campaign's short selection: a killed engine, a killed streamer, a zombie, a flush; one seed each."""
 
 from tests.chaos.__main__ import SHORT, campaign
-from tests.chaos.rows import ROWS
+from tests.chaos.matrix import ROWS
 
 
 async def test_the_short_selection() -> None:
