@@ -21,6 +21,7 @@ from shared.run import run
 
 FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens
 BLOCKS = int(os.environ.get("CHAIN_BLOCKS", "8192"))
+LAST_PAGE_ONLY = "CHAIN_LAST_PAGE" in os.environ  # a token of the same price in a long context, to measure all the rest
 # Tokens of a prompt that hurt: the engine dies, has no memory, or gets no usable logits.
 KILLS, STARVES, BREAKS = 45_001, 45_002, 45_003
 LIMITS = Limits(max_running=64, token_budget=512, prefill_budget=512)
@@ -118,7 +119,8 @@ class ChainDevice:
 
     def _context(self, plan: Plan, at: int) -> list[int]:
         row = plan.rows[at]
-        return [token for block in row.blocks for token in self._slots[block]][: row.end]
+        first = (row.end - 1) // self._size if LAST_PAGE_ONLY else 0
+        return [token for block in row.blocks[first:] for token in self._slots[block]][: row.end - first * self._size]
 
 
 def chain_device(config: EngineConfig) -> ChainDevice:
