@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.up.broker import Broker
-from shared.bus import START, Bus, BusDown
+from shared.bus import START, Bus
+from shared.connection import BusDown
 from shared.messages import Cancel
 from shared.readers import Tail
 from tests.mesh.harness import free_port
