@@ -68,13 +68,23 @@ class Patience:
 AT_ONCE = Patience(0)
 
 
+async def _cancellable(call: Awaitable[_T]) -> _T:
+    """The library sends with `wait_for`, which until Python 3.12 forgets a cancellation that comes as the sending ends."""
+    task = asyncio.current_task()
+    asked = task.cancelling() if task else 0
+    result = await call
+    if task and task.cancelling() > asked:
+        raise asyncio.CancelledError
+    return result
+
+
 async def patiently(call: Callable[[], Awaitable[_T]], patience: Patience) -> _T:
     """Repeat an idempotent call through broker trouble, with backoff. Raises BusDown in the end, Refused at once."""
     loop = asyncio.get_running_loop()
     started, pause = loop.time(), 0.02
     while True:
         try:
-            return await call()
+            return await _cancellable(call())
         except RedisError as error:
             if not _transient(error):
                 raise Refused(_words(error)) from error

@@ -63,7 +63,7 @@ class Admission:
         elif job.lost >= ALONE_AFTER and self._jobs.open:
             self._parked.append(job)
         else:
-            self._enter(job)
+            self.admit(job)  # it may have been cancelled while its log was read
 
     def begin_parked(self) -> None:
         if self._parked and not self._jobs.open:

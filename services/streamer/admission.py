@@ -16,24 +16,29 @@ class Overloaded(Exception):
 
 
 class Pace:
-    """How fast the mesh finishes requests while some are waiting; smoothed over about five looks."""
+    """How fast the mesh finishes requests while some are waiting.
 
-    SMOOTHING = 0.3
+    By finished requests, not by seconds: where an answer takes ten seconds, a second without an end says nothing.
+    """
+
+    ENOUGH, MANY = 8, 32  # requests that must have finished before this tells anything; and after which old ones count half
 
     def __init__(self) -> None:
         self._before: tuple[float, float] | None = None
-        self._rate = 0.0  # requests a second
+        self._finished = self._seconds = 0.0
 
     def look(self, now: float, finished: float, waiting: int) -> None:
         """`finished` is counted since the engines' start. Only a mesh that is busy shows what it can do."""
         before, self._before = self._before, (now, finished) if waiting else None
         if before is None or finished < before[1] or now <= before[0]:
             return
-        rate = (finished - before[1]) / (now - before[0])
-        self._rate += (rate - self._rate) * (self.SMOOTHING if self._rate else 1)
+        self._finished += finished - before[1]
+        self._seconds += now - before[0]
+        if self._finished > self.MANY:
+            self._finished, self._seconds = self._finished / 2, self._seconds / 2
 
     def wait_s(self, waiting: int) -> float:
-        return waiting / self._rate if self._rate else 0.0
+        return waiting * self._seconds / self._finished if self._finished >= self.ENOUGH else 0.0
 
 
 def admit(config: StreamerConfig, open_here: int, queues: Mapping[str, int], missing: str, wait_s: float = 0.0) -> None:

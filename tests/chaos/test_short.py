@@ -1,4 +1,4 @@
-"""The campaign's short selection: a killed engine, a killed streamer, a zombie, a flush; one seed each."""
+"""The campaign's short selection: killed streamers, a flush and a lost file, a request that kills engines; one seed each."""
 
 from tests.chaos.__main__ import SHORT, campaign
 from tests.chaos.matrix import ROWS

@@ -112,7 +112,11 @@ class RunningMesh:
         """Every process is ready, and every streamer has seen so."""
         async with asyncio.timeout(timeout_s):
             while True:
-                ready = [beat for beat in await self.bus.members() if beat.ready]
+                # The last heartbeat of a process that was killed is still there.
+                alive = {
+                    child.process.pid for child in self.children.values() if child.process and child.process.returncode is None
+                }
+                ready = [beat for beat in await self.bus.members() if beat.ready and beat.pid in alive]
                 if all(sum(beat.stage == stage for beat in ready) >= n for stage, n in self.counts.items()):
                     break
                 for task in self.tasks:

@@ -35,3 +35,14 @@ def test_the_wait_is_the_queue_over_the_pace_of_a_busy_mesh() -> None:
     pace.look(400.0, 400.0, waiting=50)
     pace.look(401.0, 3.0, waiting=50)
     assert pace.wait_s(100) == pytest.approx(5.0), "an engine that started again counts from zero"
+
+
+def test_a_slow_mesh_is_not_thought_to_stand_still() -> None:
+    """Four answers of ten seconds each at a time; between their ends nothing happens."""
+    pace = Pace()
+    for second in range(1, 200):
+        pace.look(float(second), 4.0 * (second // 10), waiting=1)
+        assert pace.wait_s(4) <= 10 * 1.5
+    for second in range(200, 300):
+        pace.look(float(second), 80.0, waiting=1)
+    assert pace.wait_s(4) > 20, "but one that does stand still is noticed"

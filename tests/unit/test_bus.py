@@ -1,6 +1,7 @@
 """The bus against a real broker: groups, pending lists, leases, hand-over, records, and what happens when it goes away."""
 
 import asyncio
+import contextlib
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 
@@ -8,7 +9,7 @@ import pytest
 
 from services.up.broker import Broker
 from shared.bus import GONE_MS, START, Bus, entry_order
-from shared.connection import BusDown
+from shared.connection import AT_ONCE, BusDown, patiently
 from shared.messages import Attach, Beat, Cancel, Message, Record, Sampling, Step, Submit
 from shared.readers import Group, Tail
 
@@ -212,3 +213,21 @@ async def test_no_broker_is_one_clear_error() -> None:
     with pytest.raises(BusDown, match="broker"):
         await bus.depths(["s"])
     await bus.close()
+
+
+async def test_a_cancellation_that_the_library_forgets_counts() -> None:
+    """As `wait_for` does before Python 3.12, when what it waits for ends at that moment."""
+
+    async def forgets() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return "sent"
+
+    async def asks() -> str:
+        return await patiently(forgets, AT_ONCE)
+
+    task = asyncio.create_task(asks())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
