@@ -16,6 +16,8 @@ from shared.connection import BLOCK_MS, BusDown, Refused
 from shared.messages import Message
 
 SHOW_EVERY_S = 2.0  # its connection may have broken meanwhile
+LOOK_EVERY_S = 0.25  # for entries of readers that died; these wait for somebody to look
+ALONE_EVERY_S = 1.0  # the same while there is no other reader: an idle mesh hardly wakes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Group:
         self._me = consumer.encode()
         self._presence, self._shown = bus.line(), 0.0
         self._doubt = True
+        self.look_again_s = LOOK_EVERY_S  # when to ask for `stale` again
 
     async def close(self) -> None:
         """Leave the group, unless entries are still ours: those are for whoever takes over."""
@@ -101,6 +104,7 @@ class Group:
     async def _gone(self, rows: Iterable[Any]) -> list[str]:
         """Consumers that hold entries and are not here. Those that hold nothing and have long been silent are forgotten."""
         others = [row for row in (dict(zip(row[::2], row[1::2], strict=True)) for row in rows) if row[b"name"] != self._me]
+        self.look_again_s = LOOK_EVERY_S if others else ALONE_EVERY_S
         holders = [row[b"name"].decode() for row in others if row[b"pending"]]
         idle = [row[b"name"] for row in others if not row[b"pending"] and row[b"idle"] > FORGET_MS]
         if idle:

@@ -40,9 +40,9 @@ class Jobs:
         counters["step_rows"] += len(plan.rows)
         counters["preemptions"] = self._scheduler.preemptions
 
-    def report(self, advanced: list[tuple[Sequence, Sampled]]) -> None:
-        """Put each new token, and each end, where its client's streamer will read it."""
-        now = time.monotonic()
+    def report(self, advanced: list[tuple[Sequence, Sampled]]) -> bool:
+        """Put each new token, and each end, where its client's streamer will read it. Is somebody's first token among them?"""
+        now, began = time.monotonic(), False
         self._stats.counters["output_tokens"] += len(advanced)
         for sequence, sampled in advanced:
             job = self.open.get(sequence.request)
@@ -52,6 +52,7 @@ class Jobs:
                 self.fail(job, "engine_crash", "the model gave no usable logits for this request")
                 continue
             if not job.first_token_at:
+                began = True
                 self._began(job, sequence, now)
             fresh = job.fresh.get(sequence.choice)
             if fresh is None:
@@ -62,6 +63,7 @@ class Jobs:
             if sequence.done:
                 self._keep(sequence)
                 self.end(job, sequence.choice, sequence.finish or "cancelled", now)
+        return began
 
     def _began(self, job: Job, sequence: Sequence, now: float) -> None:
         """A job's first token: its prompt is computed, and if a part of it was found, others have a use for it too."""

@@ -31,7 +31,6 @@ from shared.tokenlog import Choice
 
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
-LEASE_EVERY_S = 0.25
 RETRY_S = 0.5
 log = logging.getLogger("headrace")
 
@@ -99,7 +98,9 @@ class Engine:
             self.life.working_since = 0.0
             if sampled is not None:
                 with trace.span("host", "commit"):
-                    self.jobs.report(self.scheduler.commit(sampled))
+                    began = self.jobs.report(self.scheduler.commit(sampled))
+                if began:
+                    await asyncio.sleep(0)  # a first token is on its way before the next step takes the cores
             await self.publisher.room()
         await self._hand_on()
 
@@ -153,7 +154,7 @@ class Engine:
         """Keep what is ours alive, let go of what is not, and take over from engines that have gone silent."""
         while not self.life.stopping.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.life.stopping.wait(), LEASE_EVERY_S)
+                await asyncio.wait_for(self.life.stopping.wait(), self.group.look_again_s)
             try:
                 ours = self.admission.ours  # before asking: what comes in meanwhile is not in the answer
                 held = await self.group.refresh([job.entry for job in ours])

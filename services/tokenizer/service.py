@@ -18,7 +18,6 @@ from shared.shapes import context_of
 from shared.vocab import load_vocab
 
 RETRY_S = 0.5
-SWEEP_EVERY_S = 0.25  # how often to look for entries of tokenizers that went silent
 AT_ONCE = 4000  # characters that take about a millisecond: a thread's round trip would cost a third of that
 log = logging.getLogger("headrace")
 
@@ -48,7 +47,7 @@ async def _take_over(life: Life[TokenizerConfig], group: Group, encoder: Encoder
     """What a tokenizer that died had not handed on."""
     while not life.stopping.is_set():
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(life.stopping.wait(), SWEEP_EVERY_S)
+            await asyncio.wait_for(life.stopping.wait(), group.look_again_s)
         with contextlib.suppress(BusDown):
             await _serve(life, group, encoder, await group.stale(life.config.batch))
 
