@@ -34,7 +34,7 @@ from kernels.cpu.jit import (
 )
 from kernels.cpu.lanes import LOG2E, power_of_two, sum_of
 from kernels.cpu.pages import FLOATS, LANES, WIDE, Shape, from_bfloat, put, token_at
-from kernels.cpu.team import team
+from kernels.cpu.team import Program, Task
 
 HEADS = 4  # query heads that share a reading
 
@@ -130,13 +130,19 @@ def _values(
             fn.store(mean, out, 4 * (head * shape.head_dim + part + half * LANES))
 
 
-class Call(ctypes.Structure):
-    """What a call's threads are told."""
+class Shared(ctypes.Structure):
+    """What all layers of a step are told."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("qkv", "turn", "page", "slots", "tables", "places", "out", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("turn", "slots", "tables", "places", "scratch")),
         *((name, ctypes.c_int64) for name in ("width", "scratch_bytes")),
     )
+
+
+class Call(ctypes.Structure):
+    """What a layer's threads are told."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("qkv", "page", "out", "shared"))
 
 
 def _phases(module: Value, shape: Shape) -> None:
@@ -144,15 +150,17 @@ def _phases(module: Value, shape: Shape) -> None:
     head_bytes, row_bytes = 4 * shape.head_dim, 4 * shape.head_dim * (shape.heads + 2 * shape.kv_heads)
     fn = Function(module, "place", [POINTER, I64])
     call, token = fn.arguments
-    qkv, turn, page, slots = (fn.load(call, 8 * at, POINTER) for at in range(4))
+    qkv, page, _, shared = (fn.load(call, 8 * at, POINTER) for at in range(4))
+    turn, slots = (fn.load(shared, 8 * at, POINTER) for at in range(2))
     target = fn.at(page, fn.times(fn.load(slots, fn.times(token, 8), I64), shape.token_bytes))
     fn.call("put", VOID, fn.at(qkv, fn.times(token, row_bytes)), fn.at(turn, fn.times(token, head_bytes)), target)
     fn.build.ret_void()
 
     fn = Function(module, "answer", [POINTER, I64])
     (call, unit), build = fn.arguments, fn.build
-    qkv, _, page, _, tables, places, out, scratch = (fn.load(call, 8 * at, POINTER) for at in range(8))
-    width, scratch_bytes = (fn.load(call, 8 * at, I64) for at in (8, 9))
+    qkv, page, out, shared = (fn.load(call, 8 * at, POINTER) for at in range(4))
+    tables, places, scratch = (fn.load(shared, 8 * at, POINTER) for at in range(2, 5))
+    width, scratch_bytes = (fn.load(shared, 8 * at, I64) for at in (5, 6))
     row, head = build.sdiv(unit, number(shape.kv_heads)), build.srem(unit, number(shape.kv_heads))
     heads = fn.times(head, shape.group * head_bytes)
     queries = fn.at(qkv, build.add(fn.times(row, row_bytes), heads))
@@ -184,17 +192,22 @@ class Step:
         self, shape: Shape, turn: Tensor, slots: Tensor, tables: Tensor, places: Tensor, rows: int, longest: int
     ) -> None:
         scratch_bytes = 4 * HEADS * (longest + LANES) + 64  # of a row's key head
-        self.shape, self.tokens, self.rows, self.team = shape, len(slots), rows, team()
+        self.shape, self.tokens, self.rows = shape, len(slots), rows
         scratch = torch.empty(rows * shape.kv_heads * scratch_bytes, dtype=torch.uint8)
         self.kept = (turn, slots, tables, places, scratch)
         pointers = dict(zip(("turn", "slots", "tables", "places", "scratch"), (t.data_ptr() for t in self.kept), strict=True))
-        self.call = Call(width=len(tables) // max(rows, 1), scratch_bytes=scratch_bytes, **pointers)
+        self.shared = Shared(width=len(tables) // max(rows, 1), scratch_bytes=scratch_bytes, **pointers)
 
     def __call__(self, qkv: Tensor, page: Tensor) -> Tensor:
         """[rows, heads * head_dim]; the pages then hold all tokens."""
-        assert qkv.is_contiguous() and qkv.dtype == torch.float32 and page.dtype == torch.bfloat16
         out = torch.empty(self.rows, self.shape.heads * self.shape.head_dim)
-        self.call.qkv, self.call.page, self.call.out = qkv.data_ptr(), page.data_ptr(), out.data_ptr()
-        first, second = _compiled(self.shape)
-        self.team.run(self.call, (first, self.tokens), (second, self.rows * self.shape.kv_heads))
+        Program([task(self.shape, qkv, page, out, self.shared)]).run()
         return out
+
+
+def task(shape: Shape, qkv: Tensor, page: Tensor, out: Tensor, shared: Shared) -> Task:
+    """One layer of whatever step `shared` tells of when it is done."""
+    assert qkv.is_contiguous() and qkv.dtype == torch.float32 and page.dtype == torch.bfloat16 and out.is_contiguous()
+    call = Call(qkv.data_ptr(), page.data_ptr(), out.data_ptr(), ctypes.addressof(shared))
+    first, second = _compiled(shape)
+    return Task(call, (first, len(qkv)), (second, len(out) * shape.kv_heads), (qkv, page, out, shared))

@@ -41,7 +41,7 @@ from kernels.cpu.jit import (
     vector,
 )
 from kernels.cpu.rounded import GROUP, ROUNDED_BYTES, SCALE_AT, Before, prepare
-from kernels.cpu.team import team
+from kernels.cpu.team import Program, Task
 
 LANES, ROWS = 8, 4  # outputs of a tile; rows that share one reading of a tile
 SHARE = 12  # tiles that a thread claims at once
@@ -200,30 +200,32 @@ class Grouped:
         self.form, self.packed = form, packed
         self.tiles, self.groups = packed.shape[:2]
         self.outputs = self.tiles * LANES
-        self.team = team()
-        self.call = Call(weights=packed.data_ptr(), groups=self.groups, tiles=self.tiles)
 
     def __call__(
         self, x: Tensor, before: Before, y: Tensor | None = None, norm: Tensor | None = None, eps: float = 0.0
     ) -> Tensor:
         """x [rows, columns] float32 (twice the columns where `before` is "gate"); added to y, if there is one, in place."""
-        assert x.dtype == torch.float32 and x.stride(1) == 1 and x.shape[1] == self.groups * GROUP * (1 + (before == "gate"))
-        call, rows = self.call, len(x)
-        call.keep = y is not None
-        out = torch.empty(rows, self.outputs) if y is None else y
-        assert out.is_contiguous() and out.dtype == torch.float32 and out.shape == (rows, self.outputs)
-        rounded = torch.empty(rows * self.groups * ROUNDED_BYTES, dtype=torch.uint8)
-        call.x, call.y, call.rounded, call.rows, call.x_bytes = (
-            x.data_ptr(),
-            out.data_ptr(),
-            rounded.data_ptr(),
-            rows,
-            4 * x.stride(0),
-        )
-        call.extra, call.eps = (None, 0.0) if norm is None else (norm.data_ptr(), eps)
-        first, second = _compiled(self.form, before)
-        self.team.run(call, (first, rows), (second, -(-self.tiles // SHARE)))
+        out = torch.empty(len(x), self.outputs) if y is None else y
+        Program([self.task(x, before, out, self.room(len(x)), y is not None, norm, eps)]).run()
         return out
+
+    def room(self, rows: int) -> Tensor:
+        """For the rounded columns of so many rows."""
+        return torch.empty(rows * self.groups * ROUNDED_BYTES, dtype=torch.uint8)
+
+    def task(self, x: Tensor, before: Before, y: Tensor, rounded: Tensor, keep: bool, norm: Tensor | None, eps: float) -> Task:
+        """Into y, or added to what it holds if that is to be kept."""
+        rows = len(x)
+        assert x.dtype == torch.float32 and x.stride(1) == 1 and x.shape[1] == self.groups * GROUP * (1 + (before == "gate"))
+        assert y.is_contiguous() and y.dtype == torch.float32 and y.shape == (rows, self.outputs)
+        kept = (x, rounded, self.packed, y) if norm is None else (x, rounded, self.packed, y, norm)
+        call = Call(
+            x=x.data_ptr(), extra=None if norm is None else norm.data_ptr(), rounded=rounded.data_ptr(),
+            weights=self.packed.data_ptr(), y=y.data_ptr(), groups=self.groups, rows=rows, tiles=self.tiles,
+            x_bytes=4 * x.stride(0), keep=keep, eps=eps,
+        )  # fmt: skip
+        first, second = _compiled(self.form, before)
+        return Task(call, (first, rows), (second, -(-self.tiles // SHARE)), kept)
 
 
 def fits(outputs: int, columns: int) -> bool:

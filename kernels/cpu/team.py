@@ -5,6 +5,9 @@ waits for a thread that has claimed none: if the system has taken a helper's cor
 barriers wait for every thread: beside a busy streamer on two cores a step took a time slice per barrier.) Between the kernels
 of a step helpers spin; after a third of a millisecond without work they sleep, until the next kernel wakes them.
 
+Kernels that follow each other are one program and one call, without Python between them: meanwhile other threads have the
+interpreter.
+
 What is left of a phase is one 64-bit word, its number above and the count of unclaimed items below: a claim is a
 compare-and-swap, so a helper that comes late cannot claim from a phase that it has not seen.
 """
@@ -12,9 +15,11 @@ compare-and-swap, so a helper that comes late cannot claim from a phase that it 
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from kernels.cpu.jit import I64, POINTER, VOID, Function, Module, Value, compile, function_type, number, pointer_to
 
@@ -32,6 +37,15 @@ class Board(ctypes.Structure):
         ("phase", ctypes.c_void_p),
         ("call", ctypes.c_void_p),
         ("serving", ctypes.c_int64),  # helpers that are not asleep
+    )
+
+
+class Order(ctypes.Structure):
+    """One kernel: what its threads are told, and two phases, each the address of its function and the count of its items."""
+
+    _fields_ = (
+        ("call", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("first", "first_items", "second", "second_items")),
     )
 
 
@@ -75,6 +89,19 @@ def _lead(module: Value) -> None:
     fn.build.ret_void()
 
 
+def _march(module: Value) -> None:
+    """march(board, orders, count): lead them all."""
+    fn = Function(module, "march", [POINTER, POINTER, I64])
+    board, orders, count = fn.arguments
+
+    def order(at: Value, _: list[Value]) -> None:
+        here = fn.at(orders, fn.times(at, ctypes.sizeof(Order)))
+        fn.call("lead", VOID, board, fn.load(here, 0, POINTER), *(fn.load(here, 8 * field, I64) for field in range(1, 5)))
+
+    fn.loop(count, order)
+    fn.build.ret_void()
+
+
 def _await(fn: Function, board: Value) -> None:
     """Until what others have claimed is done."""
 
@@ -109,10 +136,11 @@ def _compiled() -> tuple[Callable[..., None], Callable[[int], None]]:
     module = Module("team")
     _work(module)
     _lead(module)
+    _march(module)
     _serve(module)
     address = compile(module)
-    lead = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 4)(address("lead"))
-    return lead, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address("serve"))
+    march = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, ctypes.c_int64)(address("march"))
+    return march, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address("serve"))
 
 
 class Team:
@@ -121,15 +149,15 @@ class Team:
     def __init__(self) -> None:
         self.board = Board()
         self.at = ctypes.addressof(self.board)
-        self.lead, self.serve = _compiled()
+        self.march, self.serve = _compiled()
         self.bells: list[threading.Event] = []
 
-    def run(self, call: ctypes.Structure, first: tuple[int, int], second: tuple[int, int]) -> None:
-        """Two phases, each the address of its function and the count of its items; by as many threads as torch has."""
+    def run(self, orders: "ctypes.Array[Order]") -> None:
+        """One after the other, by as many threads as torch has."""
         helpers = torch.get_num_threads() - 1
         if self.board.serving < helpers:
             self._wake(helpers)
-        self.lead(self.at, ctypes.addressof(call), *first, *second)
+        self.march(self.at, ctypes.addressof(orders), len(orders))
 
     def _wake(self, helpers: int) -> None:
         while len(self.bells) < helpers:
@@ -148,3 +176,28 @@ class Team:
 @functools.cache
 def team() -> Team:
     return Team()
+
+
+@dataclass(frozen=True)
+class Task:
+    """An order with the memory it points at."""
+
+    call: ctypes.Structure
+    first: tuple[int, int]
+    second: tuple[int, int]
+    kept: tuple[Tensor | ctypes.Structure, ...]
+
+    @property
+    def order(self) -> Order:
+        return Order(ctypes.addressof(self.call), *self.first, *self.second)
+
+
+class Program:
+    """Tasks that are done in one call, as often as one likes."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self.orders = (Order * len(tasks))(*(task.order for task in tasks))
+
+    def run(self) -> None:
+        team().run(self.orders)

@@ -36,7 +36,8 @@ class LayerPages:
 class Pages:
     """All keys and values: [layers, blocks + 1, block_size, 2 * kv_heads, head_dim]. The last block is the null block.
 
-    A block is zeroed when it is begun, so that what follows a row's end is finite: masked, but a NaN would get through.
+    Without our own kernel, which reads no further than a row's end, a block is zeroed when it is begun: what follows the end
+    is masked, but a NaN would get through.
     """
 
     def __init__(self, spec: ModelSpec, blocks: int, block_size: int, dtype: torch.dtype) -> None:
@@ -57,7 +58,7 @@ class Pages:
         self.all[:, target] = self.all[:, source]
 
     def begin(self, blocks: Tensor) -> None:
-        if len(blocks):
+        if len(blocks) and not self.native:
             self.all.index_fill_(1, blocks, 0)
 
 

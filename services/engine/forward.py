@@ -11,6 +11,7 @@ from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.ferry import TorchFerry
+from services.engine.layers import Layers
 from services.engine.linear import FORMS, Best
 from services.engine.model import Llama
 from services.engine.norm import Norm
@@ -59,8 +60,10 @@ class Forward:
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
         make, make_head = _makers(checkpoint, dtype)
         with torch.inference_mode(), _one_thread():
-            self.model = Llama(self.spec, load(checkpoint, Makers(make, make_head, Norm, kind)))
+            parameters = load(checkpoint, Makers(make, make_head, Norm, kind))
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
+            together = Layers(self.spec, parameters.layers, self.pages, limits.max_running) if self.pages.native else None
+            self.model = Llama(self.spec, parameters, together)
         self.ferry = TorchFerry(self.pages.all)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.histories = Histories()

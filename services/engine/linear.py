@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from kernels.cpu import grouped, jit
+from kernels.cpu.team import Task
 from services.engine.norm import Norm
 
 GROUP = 32  # columns that share a scale in GGUF's 4-bit forms
@@ -101,6 +102,12 @@ class Native(Form):
         if before is gate:
             return self.weight(x, "gate", onto)
         return self.weight(before(x), "plain", onto)
+
+    def task(self, x: Tensor, y: Tensor, room: Tensor, before: Before = plain, keep: bool = False) -> Task:
+        """Part of a program: into y, or added to it."""
+        if isinstance(before, Norm):
+            return self.weight.task(x, "norm", y, room, keep, before.weight, before.eps)
+        return self.weight.task(x, "gate" if before is gate else "plain", y, room, keep, None, 0.0)
 
 
 class Dense(Form):
@@ -216,7 +223,16 @@ class Chosen(Form):
         self.forms = tuple(made[name] for name in names)
 
     def __call__(self, x: Tensor, before: Before = plain, onto: Tensor | None = None) -> Tensor:
-        return self.forms[bisect_left(MEASURED, min(len(x), MEASURED[-1]))](x, before, onto)
+        return self.at(len(x))(x, before, onto)
+
+    def at(self, rows: int) -> Form:
+        return self.forms[bisect_left(MEASURED, min(rows, MEASURED[-1]))]
+
+
+def native_at(form: Form, rows: int) -> Native | None:
+    """Our own kernel, if that is what multiplies so many rows."""
+    found = form.at(rows) if isinstance(form, Chosen) else form
+    return found if isinstance(found, Native) else None
 
 
 class Best:

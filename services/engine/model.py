@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from services.engine.attention import Attention, LayerPages, Pages
+from services.engine.attention import Attention, LayerPages, NativeAttention, Pages
 from services.engine.batch import Batch
+from services.engine.layers import Layers
 from services.engine.linear import gate
 from services.engine.norm import Norm
 from services.engine.spec import ModelSpec
@@ -12,21 +13,31 @@ from services.engine.weights import Layer, Parameters
 
 
 class Llama:
-    """Logits of a merge step. Holds parameters only; the batch and the pages are given."""
+    """Logits of a merge step. Holds parameters only; the batch and the pages are given.
 
-    def __init__(self, spec: ModelSpec, parameters: Parameters[Norm]) -> None:
-        self.spec = spec
-        self.parameters = parameters
+    `together` does all layers at once, where it can, for steps of decode rows.
+    """
+
+    def __init__(self, spec: ModelSpec, parameters: Parameters[Norm], together: Layers | None = None) -> None:
+        self.spec, self.parameters, self.together = spec, parameters, together
 
     def __call__(self, batch: Batch, pages: Pages) -> Tensor:
         """[rows drawn from, vocab] float32; writes the batch's keys and values into the pages."""
         x = self.parameters.embedding[batch.tokens].float()  # [T, hidden]
         turn = turns(batch.positions, self.parameters.frequencies)  # [T, 1, D / 2]
         attention = pages.attention(batch, turn)
+        x = self.layers(x, attention, pages)
+        return self.parameters.head(x[batch.last], self.parameters.norm).float()
+
+    def layers(self, x: Tensor, attention: Attention, pages: Pages) -> Tensor:
+        if self.together is not None and isinstance(attention, NativeAttention) and not attention.batch.chunks:
+            program = self.together.program(len(x))
+            if program is not None:
+                return self.together.run(program, x, attention.step)
         for layer, layer_pages in zip(self.parameters.layers, pages.layers, strict=True):
             x = self.attend(x, layer, attention, layer_pages)
             x = layer.down(layer.gate_up(x, layer.mlp_norm), gate, x)
-        return self.parameters.head(x[batch.last], self.parameters.norm).float()
+        return x
 
     def attend(self, x: Tensor, layer: Layer[Norm], attention: Attention, pages: LayerPages) -> Tensor:
         spec = self.spec

@@ -5,10 +5,14 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 
 from kernels.cpu import jit
+from services.engine import batch
 from services.engine.forward import Forward
-from tests.engine.generate import generate
+from services.engine.layers import Layers
+from services.engine.plan import Plan, Row
+from tests.engine.generate import draw, generate
 
 RECORDS = json.loads((Path(__file__).parent.parent / "data" / "smollm2_greedy.json").read_text())
 NEAR = 0.02  # logits closer than this may be told apart either way
@@ -56,6 +60,16 @@ def test_auto_says_the_same(smollm2_path: Path) -> None:
     outputs = generate(forward, [r["prompt_ids"] for r in RECORDS], tables(16), 16, longest)
     for output, record in zip(outputs, RECORDS, strict=True):
         check(output, record)
+    assert torch.equal(*(decoded(forward, together) for together in (forward.model.together, None)))
+
+
+def decoded(forward: Forward, together: Layers | None) -> torch.Tensor:
+    """Logits of three decode rows of different lengths, which begin, fill and end a block, with all layers in one call or not."""
+    rows = tuple(Row((100 + at,), at, tuple(range(1 + 3 * i, 2 + 3 * i + at // 16))) for i, at in enumerate((5, 16, 31)))
+    step = batch.build(Plan(rows, tuple(draw(row) for row in range(3)), ()), 16, forward.pages.null, torch.bfloat16)
+    forward.model.together = together
+    with torch.inference_mode():
+        return forward.model(step, forward.pages).clone()
 
 
 def test_auto_is_close_where_our_kernels_do_not_run(smollm2_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
