@@ -64,11 +64,12 @@ def test_auto_says_the_same(smollm2_path: Path) -> None:
 
 
 def decoded(forward: Forward, together: Layers | None) -> torch.Tensor:
-    """Logits of three decode rows of different lengths, which begin, fill and end a block, with all layers in one call or not."""
+    """Logits of three decode rows that begin, fill and end a block, with all layers in one call or not."""
     rows = tuple(Row((100 + at,), at, tuple(range(1 + 3 * i, 2 + 3 * i + at // 16))) for i, at in enumerate((5, 16, 31)))
     step = batch.build(Plan(rows, tuple(draw(row) for row in range(3)), ()), 16, forward.pages.null, torch.bfloat16)
     forward.model.together = together
     with torch.inference_mode():
+        forward.pages.all[:, :10].zero_()
         return forward.model(step, forward.pages).clone()
 
 
