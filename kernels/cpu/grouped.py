@@ -45,6 +45,8 @@ from kernels.cpu.team import Program, Task
 
 LANES, ROWS = 8, 4  # outputs of a tile; rows that share one reading of a tile
 SHARE = 12  # tiles that a thread claims at once
+BAND = 64  # rows that all tiles of a share are multiplied with before the next: so many rounded rows stay in a core's cache
+AHEAD = 1024  # bytes of weights that are asked for before they are needed
 FLOATS = vector(F32, LANES)
 
 
@@ -121,6 +123,8 @@ def _strip(module: Value, form: Format, count: int) -> None:
 
     def group(at: Value, sums: list[Value]) -> list[Value]:
         tile = fn.at(weights, fn.times(at, form.weight_bytes))
+        for line in range(0, form.weight_bytes, 64):
+            fn.prefetch(tile, AHEAD + line)
         here = [fn.at(row, fn.times(at, ROUNDED_BYTES)) for row in rows]
         dots = [fn.build.sitofp(dot, FLOATS) for dot in form.dot(fn, tile, here)]
         scales, totals = ([fn.spread(fn.load(row, SCALE_AT + more, F32), LANES) for row in here] for more in (0, 4))
@@ -157,20 +161,31 @@ def _phases(module: Value, form: Format) -> None:
     call, share = fn.arguments
     tiles, first = fn.load(call, 56, I64), fn.times(share, SHARE)
     last = fn.build.add(first, number(SHARE))
-    last = fn.build.select(fn.build.icmp_signed("<", last, tiles), last, tiles)
-    fn.loop(last, lambda tile, _: _tile(fn, form, call, tile), start=first)
+    last, rows = _least(fn, last, tiles), fn.load(call, 48, I64)
+
+    def band(row: Value, _: list[Value]) -> None:
+        count = _least(fn, fn.build.sub(rows, row), number(BAND))
+        fn.loop(last, lambda tile, _: _tile(fn, form, call, tile, row, count), start=first)
+
+    fn.loop(rows, band, step=BAND)
     fn.build.ret_void()
 
 
-def _tile(fn: Function, form: Format, call: Value, tile: Value) -> None:
+def _least(fn: Function, one: Value, other: Value) -> Value:
+    return fn.build.select(fn.build.icmp_signed("<", one, other), one, other)
+
+
+def _tile(fn: Function, form: Format, call: Value, tile: Value, start: Value, rows: Value) -> None:
+    """One tile's outputs for `rows` rows from `start` on."""
     build = fn.build
     rounded, weights, y = (fn.load(call, 8 * at, POINTER) for at in range(2, 5))
-    groups, rows, tiles, keep = (fn.load(call, at, I64) for at in (40, 48, 56, 72))
+    groups, tiles, keep = (fn.load(call, at, I64) for at in (40, 56, 72))
     row_bytes, y_bytes = fn.times(groups, ROUNDED_BYTES), fn.times(tiles, 4 * LANES)
     here, out = fn.at(weights, build.mul(tile, fn.times(groups, form.weight_bytes))), fn.at(y, fn.times(tile, 4 * LANES))
 
     def strip(count: int, row: Value) -> None:
-        there, line = (fn.at(base, build.mul(row, size)) for base, size in ((rounded, row_bytes), (out, y_bytes)))
+        at = build.add(start, row)
+        there, line = (fn.at(base, build.mul(at, size)) for base, size in ((rounded, row_bytes), (out, y_bytes)))
         fn.call(f"strip{count}", VOID, here, there, line, groups, row_bytes, y_bytes, keep)
 
     full = build.and_(rows, number(-ROWS))

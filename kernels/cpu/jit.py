@@ -82,6 +82,11 @@ class Function:
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
         return self.call(f"llvm.{name}.{suffix}", kind, *values)
 
+    def prefetch(self, base: Value, offset: int) -> None:
+        """Bring a line near that will be read soon; it need not exist."""
+        words = (number(value, I32) for value in (0, 3, 1))  # for reading, to the nearest cache, data
+        self.call("llvm.prefetch.p0", VOID, self.at(base, offset), *words)
+
     def load_shared(self, base: Value, offset: int) -> Value:
         """A 64-bit number that other threads write."""
         return self.build.load_atomic(self.at(base, offset), "seq_cst", 8, typ=I64)
