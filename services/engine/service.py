@@ -117,6 +117,7 @@ class Engine:
             try:
                 for delivery in await self.group.read(min(room, INTAKE)):
                     await self._take(delivery)
+                await asyncio.sleep(0)  # what has come is planned before more is asked for
             except BusDown as error:
                 log.warning("%s: %s", self.life.config.id, error)
                 await asyncio.sleep(RETRY_S)

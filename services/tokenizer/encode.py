@@ -64,19 +64,20 @@ class Encoder:
 
     def _encode(self, submits: Sequence[Submit], texts: Sequence[str]) -> list[list[int]]:
         """A chat's template has written the special tokens already; a plain text gets those that the model's rules add."""
-        tokenizer = self._vocab.tokenizer
-        chats = tokenizer.encode_batch_fast(
-            [text for submit, text in zip(submits, texts, strict=True) if isinstance(submit.prompt, tuple)],
-            add_special_tokens=False,
-        )
-        plain = tokenizer.encode_batch_fast(
-            [text for submit, text in zip(submits, texts, strict=True) if isinstance(submit.prompt, str)]
-        )
-        queues = {tuple: iter(chats), str: iter(plain)}
+        chats = [text for submit, text in zip(submits, texts, strict=True) if isinstance(submit.prompt, tuple)]
+        plain = [text for submit, text in zip(submits, texts, strict=True) if isinstance(submit.prompt, str)]
+        queues = {tuple: iter(self._ids(chats, special=False)), str: iter(self._ids(plain, special=True))}
         return [
-            list(unpack_ids(submit.prompt)) if isinstance(submit.prompt, bytes) else next(queues[type(submit.prompt)]).ids
+            list(unpack_ids(submit.prompt)) if isinstance(submit.prompt, bytes) else next(queues[type(submit.prompt)])
             for submit in submits
         ]
+
+    def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        """Batches go to the library's own threads, which must wake first: longer than a single text takes."""
+        tokenizer = self._vocab.tokenizer
+        if len(texts) == 1:
+            return [tokenizer.encode(texts[0], add_special_tokens=special).ids]
+        return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=special)] if texts else []
 
     def _work(self, submit: Submit, ids: list[int], took_ms: float) -> Work:
         room = self._context - len(ids)
