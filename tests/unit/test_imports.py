@@ -18,6 +18,7 @@ DEVICE = {
     "checkpoint",
     "ferry",
     "forward",
+    "layers",
     "linear",
     "model",
     "norm",
