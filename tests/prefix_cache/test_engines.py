@@ -128,18 +128,25 @@ async def test_faults_of_the_cache_under_load() -> None:
             while not over.is_set():
                 await check(mesh, [*chance.choice(systems), *prompt(chance.randrange(1, 60))])
 
-        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
             for _ in range(8):
                 tasks.create_task(user())
             await asyncio.sleep(1)
             mesh.kill("prefix_cache-0")
             await asyncio.sleep(1)
-            await mesh.forget()
-            while not await counted(mesh, "prefix_fetched_tokens"):
-                pass
+            await _until_fetched(mesh)
             mesh.kill("prefix_cache-0", signal.SIGSTOP)
             await asyncio.sleep(1)
             mesh.kill("prefix_cache-0", signal.SIGCONT)
             over.set()
         assert await counted(mesh, "prefix_failures") > 0
         await mesh.drained()
+
+
+async def _until_fetched(mesh: EngineMesh) -> None:
+    """A new engine may have computed everything before the cache, new as well, had any of it: then the next one is asked."""
+    while True:
+        await mesh.forget()
+        for _ in range(5):
+            if await counted(mesh, "prefix_fetched_tokens"):
+                return
