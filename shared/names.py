@@ -53,5 +53,8 @@ class Streams:
     def ticket(self, hashed: str) -> str:
         return self._key(f"ticket:{hashed}")
 
+    def schemas(self, tenant: str) -> str:
+        return self._key(f"schemas:{tenant}")
+
     def member(self, stage: str, id: str) -> str:
         return self._key(f"member:{stage}:{id}")

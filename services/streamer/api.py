@@ -9,10 +9,11 @@ import orjson
 from aiohttp import web
 
 from services.streamer.admission import Overloaded
+from services.streamer.body import BadRequest, parse_body
 from services.streamer.door import Door
 from services.streamer.errors import error_body, http_error, send_within
 from services.streamer.gate import KEY
-from services.streamer.schema import BadRequest, ChatBody, CompletionBody, Generation, parse_body
+from services.streamer.schema import ChatBody, CompletionBody, Generation
 from services.streamer.session import Delta, Session, StreamError
 from services.streamer.shapes import CHAT, COMPLETION, Shape
 from shared import trace
@@ -40,7 +41,7 @@ class Api:
 
     def _handler(self, cls: type[Generation], shape: Shape) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            body = parse_body(cls, await _read(request))
+            body = parse_body(cls, await read_body(request))
             if body.stream_options is not None and not body.stream:
                 raise BadRequest("stream_options needs stream: true", "stream_options")
             session = await self.door.open(body, request[KEY])
@@ -119,7 +120,7 @@ class Api:
         return web.json_response(self._model())
 
 
-async def _read(request: web.Request) -> bytes:
+async def read_body(request: web.Request) -> bytes:
     try:
         async with asyncio.timeout(BODY_S):
             return await request.read()

@@ -14,6 +14,7 @@ from services.streamer.door import Door
 from services.streamer.doorstep import Doorstep
 from services.streamer.gate import Gate, load_keys
 from services.streamer.mesh import Mesh
+from services.streamer.prompt_api import PromptApi
 from services.streamer.quota import Tickets
 from services.streamer.service import Streamer
 from services.streamer.ws import handler
@@ -102,6 +103,7 @@ def build(door: Door, gate: Gate, doorstep: Doorstep) -> web.Application:
         middlewares=[doorstep.middleware(), errors, gate.middleware()], client_max_size=door.streamer.config.max_body_bytes
     )
     app.add_routes(Api(door).routes())
+    app.add_routes(PromptApi(door.schemas).routes())
     app.router.add_get("/v1/ws", handler(door))
     app.router.add_post("/v1/ticket", gate.ticket)
     app.router.add_get("/v1/mesh", lambda request: _mesh(door))

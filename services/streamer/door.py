@@ -1,5 +1,6 @@
 """From a valid body to an open session: the model's name, admission, limits that need the vocabulary, and the record."""
 
+import asyncio
 import secrets
 import time
 
@@ -7,13 +8,16 @@ from aiohttp import web
 
 from services.streamer.admission import admit
 from services.streamer.attach import attach
+from services.streamer.body import BadRequest
 from services.streamer.keys import Key
 from services.streamer.mesh import Mesh
+from services.streamer.prompt_modules import beginning, begun
+from services.streamer.prompt_schemas import Schemas
 from services.streamer.quota import Quota
-from services.streamer.schema import BadRequest, Generation
+from services.streamer.schema import Generation
 from services.streamer.service import Streamer, new_request_id
 from services.streamer.session import Session, StreamError
-from shared.messages import Submit
+from shared.messages import ChatMessage, Submit
 
 
 class Door:
@@ -22,6 +26,7 @@ class Door:
         context = streamer.vocab.context
         self.context = min(streamer.config.max_context or context, context)
         self.quota = Quota(streamer.bus)
+        self.schemas = Schemas(streamer.bus)
         streamer.on_leave = self._leave
         self.sockets: set[web.WebSocketResponse] = set()
 
@@ -33,6 +38,9 @@ class Door:
         """Raises BadRequest, Overloaded, BusDown."""
         self._check_model(body.model)
         streamer = self.streamer
+        if self.mesh.missing:
+            await self.mesh.look()  # the picture is up to a second old: look again before refusing
+        admit(streamer.config, len(streamer.sessions), self.mesh.queues, self.mesh.missing, self.mesh.wait_s())
         submit = Submit(
             request=new_request_id(),
             tenant=key.tenant,
@@ -41,19 +49,27 @@ class Door:
             generation=0,
             given=(),
             ends=(),
-            prompt=body.prompt_wanted(),
+            prompt=await self._prompt(body, key),
             sampling=body.sampling(seed=secrets.randbits(63)),
             max_tokens=body.tokens_wanted(),
             deadline_ms=int(1000 * (time.time() + streamer.config.request_timeout_s)),
         )
         if submit.sampling.min_tokens > (submit.max_tokens or submit.sampling.min_tokens):
             raise BadRequest("min_tokens is larger than max_tokens", "min_tokens")
-        if self.mesh.missing:
-            await self.mesh.look()  # the picture is up to a second old: look again before refusing
-        admit(streamer.config, len(streamer.sessions), self.mesh.queues, self.mesh.missing, self.mesh.wait_s())
         await self.quota.enter(key, submit.request)
         self.mesh.admitted += 1
         return await streamer.open(streamer.new_record(submit, body.stops()), key)
+
+    async def _prompt(self, body: Generation, key: Key) -> tuple[ChatMessage, ...] | str | bytes:
+        prompt, use = body.prompt_wanted(), body.prompt_schema
+        if use is None:
+            return prompt
+        schema = await self.schemas.find(key.tenant, use.name)
+        # In a thread: counting the tokens of long arguments would hold up everybody's streams.
+        return begun(await asyncio.to_thread(beginning, schema, use, self._tokens), prompt)
+
+    def _tokens(self, text: str) -> int:
+        return len(self.streamer.vocab.tokenizer.encode(text, add_special_tokens=False).ids)
 
     async def resume(self, request: str, cursor: str, key: Key) -> Session:
         """Raises StreamError, Overloaded, BusDown, ValueError."""

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from services.streamer.body import BadRequest
 from services.streamer.keys import OPEN, Key, Keys, digest, parse_keys
 from services.streamer.quota import Tickets
-from services.streamer.schema import BadRequest
 from shared.config import ConfigError, StreamerConfig
 
 KEY: web.RequestKey[Key] = web.RequestKey("key", Key)

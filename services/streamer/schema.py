@@ -4,10 +4,12 @@ Fields of OpenAI's API that mean nothing here (`user`, `metadata`, …) are acce
 answer but are not implemented are refused unless they have their default; all others are unknown, and refused.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
+from services.streamer.body import BadRequest, Body, Text, encodable, refusal
+from services.streamer.prompt_modules import Use
 from shared.fields import (
     MAX_CHAT_MESSAGES,
     Bias,
@@ -24,33 +26,13 @@ from shared.fields import (
 )
 from shared.messages import ChatMessage, Sampling
 
-MAX_TEXT = 1 << 20  # characters; the body's own limit in bytes comes first
 MAX_STOPS, MAX_STOP_CHARS = 16, 256
 MAX_TOKENS = 1 << 20
 
-_Body = TypeVar("_Body", bound=BaseModel)
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
-
-
-class BadRequest(Exception):
-    """A request that cannot be served as it stands: HTTP 400 (or `status`), in OpenAI's error form."""
-
-    def __init__(self, message: str, param: str | None = None, code: str = "invalid_request", status: int = 400) -> None:
-        super().__init__(message)
-        self.param, self.code, self.status = param, code, status
-
-
-def _encodable(text: str) -> str:
-    text.encode()  # lone surrogates, which JSON can spell, are no text; UnicodeEncodeError is a ValueError
-    return text
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class TextPart(Body):
@@ -65,7 +47,7 @@ class BodyMessage(Body):
 
     def plain(self) -> ChatMessage:
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return ChatMessage(role=self.role, content=_encodable(content))
+        return ChatMessage(role=self.role, content=encodable(content))
 
 
 class StreamOptions(Body):
@@ -99,6 +81,7 @@ class Generation(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    prompt_schema: Use | None = None
     # Accepted and ignored.
     user: Any = None
     metadata: Any = None
@@ -181,7 +164,7 @@ class CompletionBody(Generation):
 
     def prompt_wanted(self) -> str | bytes:
         prompt = self.prompt[0] if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) else self.prompt
-        return _encodable(prompt) if isinstance(prompt, str) else pack_ids([int(id) for id in prompt])
+        return encodable(prompt) if isinstance(prompt, str) else pack_ids([int(id) for id in prompt])
 
     def logprobs_wanted(self) -> int | None:
         return self.logprobs
@@ -190,7 +173,7 @@ class CompletionBody(Generation):
         return self.max_tokens or 16  # OpenAI's default for completions
 
 
-Id = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_encodable)]
+Id = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(encodable)]
 
 
 class Generate(ChatBody):
@@ -221,14 +204,6 @@ class ResumeFrame(Body):
 _FRAMES: dict[str, type[Body]] = {"generate": Generate, "cancel": CancelFrame, "resume": ResumeFrame}
 
 
-def parse_body(cls: type[_Body], raw: bytes) -> _Body:
-    """Raises BadRequest with the first thing that is wrong."""
-    try:
-        return cls.model_validate_json(raw)
-    except ValidationError as error:
-        raise _refusal(error) from error
-
-
 def parse_frame(raw: str) -> Generate | GeneratePrompt | CancelFrame | ResumeFrame:
     """One WebSocket frame. Raises BadRequest."""
     try:
@@ -240,15 +215,5 @@ def parse_frame(raw: str) -> Generate | GeneratePrompt | CancelFrame | ResumeFra
             kind = GeneratePrompt
         frame: Any = kind.model_validate_json(raw)
     except ValidationError as error:
-        raise _refusal(error) from error
+        raise refusal(error) from error
     return frame  # type: ignore[no-any-return]
-
-
-def _refusal(error: ValidationError) -> BadRequest:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or None
-    if first["type"] == "json_invalid":
-        return BadRequest(f"the body is not JSON: {first['msg']}")
-    if first["type"] == "extra_forbidden":
-        return BadRequest(f"unknown field: {where}", where, "unknown_field")
-    return BadRequest(f"{where}: {first['msg']}" if where else first["msg"], where)

@@ -7,10 +7,11 @@ import orjson
 from aiohttp import WSMsgType, web
 
 from services.streamer.admission import Overloaded
+from services.streamer.body import BadRequest
 from services.streamer.door import Door
 from services.streamer.errors import send_within
 from services.streamer.gate import KEY, SUBPROTOCOL
-from services.streamer.schema import BadRequest, CancelFrame, Generate, GeneratePrompt, ResumeFrame, parse_frame
+from services.streamer.schema import CancelFrame, Generate, GeneratePrompt, ResumeFrame, parse_frame
 from services.streamer.session import Session, StreamError
 from shared import trace
 from shared.connection import BusDown

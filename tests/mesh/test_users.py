@@ -33,7 +33,8 @@ def forbidden(bus: Bus) -> dict[str, list[tuple[Any, ...]]]:
         ],
         "engine": [
             ("GET", record), ("SET", record, "x"), (*read_group, names.submit, ">"), ("XADD", names.submit, *FIELDS),
-            ("XADD", names.control, *FIELDS), ("GET", names.ticket("t")), ("SET", names.member("streamer", "s"), "x"),
+            ("XADD", names.control, *FIELDS), ("GET", names.ticket("t")), ("GET", names.schemas("t")),
+            ("SET", names.member("streamer", "s"), "x"),
         ],
         "streamer": [
             (*read_group, names.work, ">"), ("XADD", names.work, *FIELDS), ("XDEL", names.work, "1-0"),
@@ -86,3 +87,10 @@ async def test_each_stage_can_do_its_work(mesh: RunningMesh) -> None:
     many = await asyncio.gather(*(generate(mesh.url_of(user % 2), **body([user], 30)) for user in range(20)))
     for user, each in enumerate(many):
         check(each, [user], 30)
+
+
+async def test_a_streamer_keeps_prompt_schemas(mesh: RunningMesh) -> None:
+    made = {"name": "short", "modules": [{"name": "a", "text": "Say"}]}
+    assert (await mesh.post("/v1/prompt_schemas", made))[0] == 201
+    use = {"name": "short", "modules": ["a"], "mode": "exact"}
+    assert (await mesh.post("/v1/completions", {"prompt": " it.", "max_tokens": 1, "prompt_schema": use}))[0] == 200
