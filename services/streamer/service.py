@@ -16,7 +16,7 @@ from services.streamer.restore import restore
 from services.streamer.session import Session
 from services.streamer.timeline import timeline
 from shared import trace
-from shared.bus import Bus
+from shared.bus import Bus, entry_order
 from shared.config import StreamerConfig
 from shared.connection import BusDown
 from shared.messages import Cancel, Record, Step, Submit
@@ -167,8 +167,11 @@ class Streamer:
 
     async def restore_all(self) -> None:
         """The broker is another than before: it may have lost anything."""
-        for stream in list(self.tail.positions):  # a client may attach meanwhile
-            self.tail.positions[stream] = await self.bus.last_entry(stream)
+        for stream, read in list(self.tail.positions.items()):  # a client may attach meanwhile
+            end = await self.bus.last_entry(stream)
+            # Back, if what was read is lost. Else it stays: a read is under way, and who attaches trusts where it began.
+            if entry_order(end) < entry_order(read):
+                self.tail.positions[stream] = end
         for session in list(self.sessions.values()):
             if not session.done:
                 await restore(self, session)
