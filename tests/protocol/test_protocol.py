@@ -11,7 +11,7 @@ from tests.protocol.mutations import PAIRS, RULES
 CHUNK = 250
 SEARCHED = 1000  # from where it was seen first; a change of the schedules moves that
 FROM = {
-    "acknowledge last and look after": 1390, "compare and set": 70, "generation": 70, "hash": 350,
+    "acknowledge last and look after": 2500, "compare and set": 70, "generation": 70, "hash": 350,
     "incarnation and look after": 810, "incarnation, conflict and look after": 750, "restore": 50,
     "restore's comparison": 190,
 }  # fmt: skip
