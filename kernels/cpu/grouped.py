@@ -7,28 +7,20 @@ It is rounded to 16 bits in groups of 32, so that the inner products are of inte
 them, they took two thirds of the time, and 36 of 565 recorded tokens turned.) Weights lie in tiles of eight outputs, one for
 each lane: no sum goes across lanes.
 
-    FOUR   codes 0..15, scale and floor float16: Q4_0 and Q4_1 as they are
-    EIGHT  codes -127..127, scale float32, no floor: Q8_0 as it is
-
 First the rows are rounded, one by one, then the tiles multiplied, a dozen at a time. A row's result is the same, bit for bit,
 whatever other rows there are.
 """
 
 import ctypes
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from kernels.cpu.formats import EIGHT, FLOATS, FOUR, LANES, Format
 from kernels.cpu.jit import (
-    F16,
     F32,
-    I8,
-    I16,
-    I32,
     I64,
     POINTER,
     VOID,
@@ -38,16 +30,14 @@ from kernels.cpu.jit import (
     compile,
     every,
     number,
-    vector,
 )
 from kernels.cpu.rounded import GROUP, ROUNDED_BYTES, SCALE_AT, Before, prepare
 from kernels.cpu.team import Program, Task
 
-LANES, ROWS = 8, 4  # outputs of a tile; rows that share one reading of a tile
+ROWS = 4  # rows that share one reading of a tile
 SHARE = 12  # tiles that a thread claims at once
 BAND = 64  # rows that all tiles of a share are multiplied with before the next: so many rounded rows stay in a core's cache
 AHEAD = 1024  # bytes of weights that are asked for before they are needed
-FLOATS = vector(F32, LANES)
 
 
 # -- reference -------------------------------------------------------------------------------------------------------------
@@ -64,54 +54,6 @@ def reference(weight: Tensor, x: Tensor, before: Before, norm: Tensor | None = N
 
 
 # -- kernel ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Format:
-    """How a group's weights [8 outputs] and a group's rounded columns lie in memory, in bytes, and how they meet."""
-
-    weight_bytes: int
-    dot: Callable[[Function, Value, list[Value]], list[Value]]  # weights, rows' columns -> int32 [8] for each row
-    scaled: Callable[[Function, Value, Value, Value, Value, Value], Value]  # weights, dot, scale, sum, y -> more y
-
-
-def _dot4(fn: Function, weights: Value, rows: list[Value]) -> list[Value]:
-    """A word holds four codes of a lane, two columns apart."""
-    build, words = fn.build, vector(I16, 16)
-    sums: list[Value] = [every(I32, 0, LANES)] * len(rows)
-    for pair in range(GROUP // 2):
-        four = fn.load(weights, 32 * (pair // 4), words)
-        codes = build.and_(build.lshr(four, every(I16, 4 * (pair % 4), 16)), every(I16, 15, 16))
-        _add_pair(fn, sums, codes, rows, pair)
-    return sums
-
-
-def _add_pair(fn: Function, sums: list[Value], codes: Value, rows: list[Value], pair: int) -> None:
-    """Two columns' products: codes int16 [lanes * 2]."""
-    for at, row in enumerate(rows):
-        columns = fn.build.bitcast(fn.spread(fn.load(row, 4 * pair, I32), LANES), codes.type)
-        sums[at] = fn.build.add(sums[at], fn.call("llvm.x86.avx2.pmadd.wd", vector(I32, LANES), codes, columns))
-
-
-def _scaled4(fn: Function, weights: Value, dot: Value, scale: Value, total: Value, y: Value) -> Value:
-    scales, floors = (fn.build.fpext(fn.load(weights, at, vector(F16, LANES)), FLOATS) for at in (128, 144))
-    return fn.same("fma", total, floors, fn.same("fma", fn.build.fmul(dot, scale), scales, y))
-
-
-def _dot8(fn: Function, weights: Value, rows: list[Value]) -> list[Value]:
-    sums: list[Value] = [every(I32, 0, LANES)] * len(rows)
-    for pair in range(GROUP // 2):
-        codes = fn.build.sext(fn.load(weights, 16 * pair, vector(I8, 16)), vector(I16, 16))
-        _add_pair(fn, sums, codes, rows, pair)
-    return sums
-
-
-def _scaled8(fn: Function, weights: Value, dot: Value, scale: Value, _total: Value, y: Value) -> Value:
-    return fn.same("fma", fn.build.fmul(dot, scale), fn.load(weights, 256, FLOATS), y)
-
-
-FOUR = Format(160, _dot4, _scaled4)
-EIGHT = Format(288, _dot8, _scaled8)
 
 
 def _strip(module: Value, form: Format, count: int) -> None:

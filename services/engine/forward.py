@@ -10,9 +10,10 @@ import torch
 from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
+from services.engine.choose import Best
 from services.engine.ferry import TorchFerry
 from services.engine.layers import Layers
-from services.engine.linear import FORMS, Best
+from services.engine.linear import FORMS
 from services.engine.model import Llama
 from services.engine.norm import Norm
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled

@@ -16,6 +16,7 @@ DEVICE = {
     "build",
     "calibrate",
     "checkpoint",
+    "choose",
     "ferry",
     "forward",
     "layers",
