@@ -25,6 +25,7 @@ from shared.fields import (
     Penalty,
     RepetitionPenalty,
     RequestId,
+    Run,
     Seed,
     Temperature,
     Tenant,
@@ -32,6 +33,10 @@ from shared.fields import (
     TopK,
     TopP,
 )
+
+
+MAX_PARTS = 512  # of a prompt
+MAX_SEGMENTS = 1 << 14  # of a part, or arguments of a prompt
 
 
 class Wire(BaseModel):
@@ -64,6 +69,7 @@ class ChatMessage(Wire):
     content: str
 
 
+Runs = Annotated[tuple[Run, ...], Field(max_length=MAX_SEGMENTS)]
 ChatMessages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)]
 
 
@@ -89,6 +95,20 @@ class End(Wire):
 Ends = Annotated[tuple[End | None, ...], Field(max_length=MAX_CHOICES)]  # per choice, where it was complete already
 
 
+Segment = tuple[Count, str]  # a text and its first token's position, from the start of its prompt schema
+Segments = Annotated[tuple[Segment, ...], Field(max_length=MAX_SEGMENTS)]
+
+
+class Layout(Wire):
+    """What a prompt schema puts before a prompt. Each of `parts` is computed apart from all the others (a module, or those of
+    a scaffold); `arguments` see all of them; whatever follows begins at the position `end`.
+    """
+
+    parts: Annotated[tuple[Segments, ...], Field(max_length=MAX_PARTS)]
+    arguments: Segments
+    end: Count
+
+
 class Submit(Wire):
     """A request on its way to a tokenizer. `prompt` is a chat, a text, or packed token ids.
 
@@ -107,6 +127,7 @@ class Submit(Wire):
     sampling: Sampling
     max_tokens: Annotated[int, Field(ge=1)] | None
     deadline_ms: Count
+    layout: Layout | None = None
     kind: Literal["submit"] = "submit"
 
 
@@ -114,6 +135,10 @@ class Work(Wire):
     """A tokenized request for an engine. `blocks` are the concatenated 16-byte hashes of the prompt's full blocks.
 
     `resume`: an engine had it before, so its output so far must be read from the log. `tries` counts engines lost with it.
+
+    `runs` say at which positions the prompt's tokens stand, end to end: those of each of `parts`, which are computed apart
+    from all others, then the rest's; output follows the last. Without `runs`, each stands where it is; with them, blocks
+    depend on how parts are packed, so the engine names them.
     """
 
     request: RequestId
@@ -130,6 +155,8 @@ class Work(Wire):
     max_tokens: Annotated[int, Field(ge=1)]
     deadline_ms: Count
     tokenize_ms: float
+    parts: Annotated[tuple[Runs, ...], Field(max_length=MAX_PARTS)] = ()
+    runs: Runs = ()
     resume: bool = False
     tries: Count = 0
     kind: Literal["work"] = "work"

@@ -29,6 +29,8 @@ DEVICE = {
 PURE = [
     "shared.blocks",
     "services.engine.pages",
+    "services.engine.parts",
+    "services.engine.apart",
     "services.engine.sequence",
     "services.engine.plan",
     "services.engine.flight",

@@ -1,0 +1,64 @@
+"""How a sequence gets the parts of its prompt that are computed apart: by sequences of their own, if need be. Pure."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+
+from services.engine.pages import Pages
+from services.engine.parts import Part
+from services.engine.sequence import Sequence
+
+
+def first(waiting: deque[Sequence], running: Seq[Sequence], pages: Pages) -> Sequence | None:
+    """Who is next in the queue. One whose parts are not all here puts those before itself that nobody is computing, and waits."""
+    leader = waiting[0] if waiting else None
+    if leader is None or not (parts := [part for part in leader.parts if not _here(part, pages)]):
+        return leader
+    begun = {sequence.hashes[-1] for sequence in running if sequence.apart}
+    new = [part for part in parts if part.hashes[-1] not in begun]
+    leader.made = min(leader.made + sum(part.length for part in new), leader.parted)
+    waiting.extendleft(_alone(leader, part) for part in reversed(new))
+    return waiting[0] if new else None
+
+
+def _here(part: Part, pages: Pages) -> bool:
+    return len(pages.match(part.hashes)) == len(part.hashes)
+
+
+def _alone(sequence: Sequence, part: Part) -> Sequence:
+    """A part as a sequence, on behalf of one that lacks it."""
+    return Sequence(
+        request=sequence.request,
+        choice=sequence.choice,
+        tokens=list(part.tokens),
+        prompt_length=len(part.tokens),
+        limit=len(part.tokens) + 1,
+        sampling=sequence.sampling,
+        hashes=list(part.hashes),
+        root=part.root,
+        runs=part.runs,
+        apart=True,
+        arrival=sequence.arrival,
+    )
+
+
+def last_blocks(sequence: Sequence, pages: Pages) -> list[int]:
+    """Those that tails are copied from, in the order of the parts, which are all here."""
+    return [pages.match(part.hashes)[-1] for part in sequence.parts if part.tail]
+
+
+def tail_copies(sequence: Sequence, block_size: int) -> Iterator[tuple[int, int]]:
+    """From the lent blocks to the sequence's own, as far as it has not found these filled already."""
+    if not sequence.lent:
+        return
+    tails = [part.tail for part in sequence.parts if part.tail]
+    sources = [block * block_size + at for block, tail in zip(sequence.lent, tails, strict=True) for at in range(tail)]
+    sources += sources[-1:] * (-len(sources) % block_size)  # to the block's end: what no token has filled may be no number
+    for place, source in enumerate(sources, start=sequence.stem * block_size):
+        block = place // block_size
+        if block >= sequence.published:
+            yield source, sequence.blocks[block] * block_size + place % block_size
+
+
+def block_copies(source: int, target: int, block_size: int) -> Iterable[tuple[int, int]]:
+    return zip(*(range(block * block_size, (block + 1) * block_size) for block in (source, target)), strict=True)
