@@ -23,7 +23,9 @@ def extend(parent: bytes, block: bytes) -> bytes:
 
 def branch(root: bytes, *parts: bytes) -> bytes:
     """Another chain's start, which depends on this one and on what shapes that chain's bytes beside its tokens."""
-    return hashlib.sha256(b"\0".join((b"headrace-branch", root, *(str(len(part)).encode() + part for part in parts)))).digest()[:HASH_BYTES]
+    return hashlib.sha256(b"\0".join((b"headrace-branch", root, *(str(len(part)).encode() + part for part in parts)))).digest()[
+        :HASH_BYTES
+    ]
 
 
 def chain(start: bytes, ids: bytes, block_size: int) -> list[bytes]:

@@ -42,7 +42,6 @@ Epoch = tuple[int, int, int]  # (generation, and the two halves of the `work` en
 Ids = Annotated[bytes, Field(max_length=MAX_MESSAGE_BYTES), AfterValidator(_whole_ids)]
 Count = Annotated[int, Field(ge=0)]
 ChoiceIndex = Annotated[int, Field(ge=0, lt=MAX_CHOICES)]
-Run = tuple[Count, Annotated[int, Field(ge=1)]]  # tokens that stand one after the other: first position, and how many
 Given = Annotated[tuple[Ids, ...], Field(max_length=MAX_CHOICES)]
 
 # Sampling ranges, the same on the wire and at the door (README, "Limits").

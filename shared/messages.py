@@ -6,7 +6,7 @@ Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never trav
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from shared.fields import (
     MAX_CHAT_MESSAGES,
@@ -25,7 +25,6 @@ from shared.fields import (
     Penalty,
     RepetitionPenalty,
     RequestId,
-    Run,
     Seed,
     Temperature,
     Tenant,
@@ -33,16 +32,8 @@ from shared.fields import (
     TopK,
     TopP,
 )
-
-
-MAX_PARTS = 512  # of a prompt
-MAX_SEGMENTS = 1 << 14  # of a part, or arguments of a prompt
-
-
-class Wire(BaseModel):
-    """A frozen message, strict about types on every reading."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+from shared.layout import MAX_PARTS, Layout, Runs
+from shared.wire import Wire
 
 
 class Sampling(Wire):
@@ -69,7 +60,6 @@ class ChatMessage(Wire):
     content: str
 
 
-Runs = Annotated[tuple[Run, ...], Field(max_length=MAX_SEGMENTS)]
 ChatMessages = Annotated[tuple[ChatMessage, ...], Field(min_length=1, max_length=MAX_CHAT_MESSAGES)]
 
 
@@ -93,20 +83,6 @@ class End(Wire):
 
 
 Ends = Annotated[tuple[End | None, ...], Field(max_length=MAX_CHOICES)]  # per choice, where it was complete already
-
-
-Segment = tuple[Count, str]  # a text and its first token's position, from the start of its prompt schema
-Segments = Annotated[tuple[Segment, ...], Field(max_length=MAX_SEGMENTS)]
-
-
-class Layout(Wire):
-    """What a prompt schema puts before a prompt. Each of `parts` is computed apart from all the others (a module, or those of
-    a scaffold); `arguments` see all of them; whatever follows begins at the position `end`.
-    """
-
-    parts: Annotated[tuple[Segments, ...], Field(max_length=MAX_PARTS)]
-    arguments: Segments
-    end: Count
 
 
 class Submit(Wire):

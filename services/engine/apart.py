@@ -10,7 +10,7 @@ from services.engine.sequence import Sequence
 
 
 def first(waiting: deque[Sequence], running: Seq[Sequence], pages: Pages) -> Sequence | None:
-    """Who is next in the queue. One whose parts are not all here puts those before itself that nobody is computing, and waits."""
+    """Who is next in the queue. One whose parts are not all here waits, behind those of them that nobody is computing yet."""
     leader = waiting[0] if waiting else None
     if leader is None or not (parts := [part for part in leader.parts if not _here(part, pages)]):
         return leader

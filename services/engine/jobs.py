@@ -69,7 +69,7 @@ class Jobs:
         return began
 
     def _began(self, job: Job, sequence: Sequence, now: float) -> None:
-        """A job's first token: its prompt is computed, and if some of it was found or is made of parts, others may use it, too."""
+        """A job's first token: its prompt is computed, and if it has parts, or some of it was found, others may use it, too."""
         job.first_token_at = now
         if self._tier is not None:
             self._tier.worth.note_prefill(job.prompt_tokens - job.cached_tokens, now - job.started_at)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from shared.blocks import branch, chain
-from shared.fields import Run, pack_ids
+from shared.fields import pack_ids
+from shared.layout import Run
 
 FILLING = 0  # the token behind a part's last one, up to the end of its block: that block has a name, too. Nobody sees it.
 

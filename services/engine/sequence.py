@@ -88,8 +88,8 @@ class Sequence:
 
     def fork(self, choice: int, slot: int) -> "Sequence":
         """Another choice, which goes on from here over the same blocks."""
-        own = {"tokens": list(self.tokens), "hashes": list(self.hashes), "blocks": list(self.blocks), "lent": []}
-        return replace(self, choice=choice, slot=slot, unforked=0, told=0, **own)
+        tokens, hashes, blocks = list(self.tokens), list(self.hashes), list(self.blocks)
+        return replace(self, choice=choice, slot=slot, tokens=tokens, hashes=hashes, blocks=blocks, unforked=0, told=0)
 
     def append(self, token: int) -> None:
         """Take the oldest pending token, and notice the end."""

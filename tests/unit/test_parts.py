@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from services.engine.parts import pack, positions
 from shared.blocks import chain
-from shared.fields import Run, pack_ids
+from shared.fields import pack_ids
+from shared.layout import Run
 
 BLOCK = 4
 ROOT = b"root of a tenant"

@@ -1,0 +1,103 @@
+"""Where a schema's modules stand, whatever a request chooses of them."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.streamer.body import BadRequest
+from services.streamer.lengths import MAX_REMEMBERED, Lengths
+from services.streamer.prompt_layout import lay_out, standings
+from services.streamer.prompt_modules import Module, OneOf, Schema, Use, check, places
+from shared.layout import Layout
+from shared.messages import ChatMessage
+from tests.streamer.test_prompt_modules import schemas, words
+
+TRIP = Schema.model_validate(
+    {
+        "name": "trip",
+        "modules": [
+            {"name": "guide", "text": "You are a guide. "},
+            {
+                "union": [
+                    {"name": "sea", "text": "The sea. "},
+                    {"name": "hills", "text": "Hills. ", "modules": [{"name": "huts", "text": "Huts are open. "}]},
+                ]
+            },
+            {"name": "plan", "text": "Plan {{days}} days for {{who}}. ", "parameters": {"days": 2, "who": 3}},
+            {"name": "end", "text": "Be short. "},
+        ],
+        "scaffolds": {"ends": ["end", "guide"]},
+    }
+)
+
+
+def layout(*modules: str, **arguments: dict[str, str]) -> Layout:
+    return lay_out(TRIP, Use(name="trip", modules=list(modules), arguments=arguments), "Go.", words)[1]
+
+
+def test_positions_are_the_schemas() -> None:
+    """Four words of a guide; two of the sea, or four of hills and huts; a plan of three words and 2 + 3 for its parameters."""
+    found, end = standings(TRIP, words)
+    assert {name: [at for at, _ in stands.texts] for name, stands in found.items()} == {
+        "guide": [0], "sea": [4], "hills": [4], "huts": [5], "plan": [8, 11, 16], "end": [17],
+    }  # fmt: skip
+    assert found["plan"].parameters == {"days": 9, "who": 13}
+    assert end == 19
+
+
+def test_what_is_chosen_stands_where_it_stands() -> None:
+    plan = ((8, "Plan "), (11, " days for "), (16, ". "))
+    chosen = layout("plan", "sea", plan={"days": "three", "who": ""})
+    assert chosen.parts == (((4, "The sea. "),), plan)
+    assert chosen.arguments == ((9, "three"),)
+    assert chosen.end == layout("guide").end == 19
+
+
+def test_a_scaffold_is_one_part_where_it_is_whole() -> None:
+    guide, end = (0, "You are a guide. "), (17, "Be short. ")
+    assert layout("guide", "sea", "end").parts == ((guide, end), ((4, "The sea. "),))
+    assert layout("guide", "sea").parts == ((guide,), ((4, "The sea. "),))
+
+
+def test_the_mark_is_in_no_message() -> None:
+    use = Use(name="trip", modules=["guide"])
+    chat = (ChatMessage(role="user", content="a \ue000 b"),)
+    prompt, layout = lay_out(TRIP, use, chat, words)
+    assert isinstance(prompt, tuple)
+    assert [message.content for message in prompt] == [layout.mark, "a \ue000 b"]
+    assert "".join(message.content for message in prompt).count(layout.mark) == 1
+    assert lay_out(TRIP, use, "text", words)[0] == layout.mark[:1] + "text"
+
+
+@given(schemas(), st.sets(st.integers(0, 12)))
+def test_chosen_texts_never_overlap(schema: Schema, picked: set[int]) -> None:
+    names = [place.module.name for place in places(schema.modules)]
+    use = Use(name="any", modules=[name for at, name in enumerate(names) if at in picked])
+    try:
+        check(schema)
+        _, layout = lay_out(schema, use, "x", len)
+    except BadRequest:
+        return
+    spans = sorted((at, at + len(text)) for part in layout.parts for at, text in part)
+    ends = [0, *(end for _, end in spans)]
+    assert all(end <= start for end, (start, _) in zip(ends, [*spans, (layout.end, 0)], strict=True))
+
+
+def test_lengths_are_counted_once_and_remembered_in_bounds() -> None:
+    asked: list[str] = []
+
+    def count(text: str) -> int:
+        asked.append(text)
+        return len(text)
+
+    lengths = Lengths(count)
+    assert [lengths("abc"), lengths("abc"), lengths("d")] == [3, 3, 1]
+    assert asked == ["abc", "d"]
+    for at in range(MAX_REMEMBERED):
+        lengths(str(at))
+    assert lengths("abc") == 3
+    assert asked.count("abc") == 2
+
+
+def test_an_empty_schema_of_modules_stands_nowhere() -> None:
+    schema = Schema(name="a", modules=[Module(name="b"), OneOf(union=[Module(name="c"), Module(name="d")])])
+    assert lay_out(schema, Use(name="a", modules=["b", "c"]), "x", words)[1].parts == ()
