@@ -73,7 +73,7 @@ class Door:
         schema = await self.schemas.find(key.tenant, use.name)
         # In a thread: counting the tokens of long texts would hold up everybody's streams.
         if use.mode == "modules":
-            return await asyncio.to_thread(lay_out, schema, use, prompt, self.lengths)
+            return await asyncio.to_thread(lay_out, schema, use, prompt, self.lengths, secrets.token_hex(16))
         return begun(await asyncio.to_thread(beginning, schema, use, self.lengths), prompt), None
 
     def _tokens(self, text: str) -> int:

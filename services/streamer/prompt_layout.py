@@ -12,8 +12,6 @@ from services.streamer.prompt_modules import HOLE, Module, OneOf, Schema, Use, b
 from shared.layout import Layout, Segment
 from shared.messages import ChatMessage
 
-_MARK = "\ue000"  # of the characters that mean nothing to anybody
-
 Count = Callable[[str], int]  # how many tokens a text has
 Prompt = tuple[ChatMessage, ...] | str
 
@@ -53,8 +51,10 @@ def _stand_one(module: Module, at: int, tokens: Count, found: dict[str, Standing
     return _stand(module.modules, at, tokens, found)
 
 
-def lay_out(schema: Schema, use: Use, prompt: Prompt | bytes, tokens: Count) -> tuple[Prompt, Layout]:
-    """The prompt with a mark where the modules belong, and the modules. Raises BadRequest."""
+def lay_out(schema: Schema, use: Use, prompt: Prompt | bytes, tokens: Count, mark: str) -> tuple[Prompt, Layout]:
+    """The prompt with the mark where the modules belong, and the modules. Nobody can have guessed the mark, so it is in no
+    message. Raises BadRequest.
+    """
     modules = choice(schema, use, tokens)
     where, end = standings(schema, tokens)
     texts: dict[str, tuple[Segment, ...]] = {}  # of the parts
@@ -68,9 +68,6 @@ def lay_out(schema: Schema, use: Use, prompt: Prompt | bytes, tokens: Count) -> 
         for name, argument in use.arguments.get(module.name, {}).items()
         if argument
     )
-    mark = _MARK
-    while mark in str(prompt):
-        mark += _MARK
     return begun(mark, prompt), Layout(mark=mark, parts=tuple(filter(None, texts.values())), arguments=arguments, end=end)
 
 

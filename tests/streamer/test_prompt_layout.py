@@ -1,5 +1,6 @@
 """Where a schema's modules stand, whatever a request chooses of them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ TRIP = Schema.model_validate(
 
 
 def layout(*modules: str, **arguments: dict[str, str]) -> Layout:
-    return lay_out(TRIP, Use(name="trip", modules=list(modules), arguments=arguments), "Go.", words)[1]
+    return lay_out(TRIP, Use(name="trip", modules=list(modules), arguments=arguments), "Go.", words, "*")[1]
 
 
 def test_positions_are_the_schemas() -> None:
@@ -58,14 +59,14 @@ def test_a_scaffold_is_one_part_where_it_is_whole() -> None:
     assert layout("guide", "sea").parts == ((guide,), ((4, "The sea. "),))
 
 
-def test_the_mark_is_in_no_message() -> None:
+def test_where_the_modules_belong() -> None:
     use = Use(name="trip", modules=["guide"])
-    chat = (ChatMessage(role="user", content="a \ue000 b"),)
-    prompt, layout = lay_out(TRIP, use, chat, words)
-    assert isinstance(prompt, tuple)
-    assert [message.content for message in prompt] == [layout.mark, "a \ue000 b"]
-    assert "".join(message.content for message in prompt).count(layout.mark) == 1
-    assert lay_out(TRIP, use, "text", words)[0] == layout.mark[:1] + "text"
+    system, user = ChatMessage(role="system", content="Be kind."), ChatMessage(role="user", content="Go.")
+    assert lay_out(TRIP, use, "Go.", words, "*")[0] == "*Go."
+    assert lay_out(TRIP, use, (user,), words, "*")[0] == (ChatMessage(role="system", content="*"), user)
+    assert lay_out(TRIP, use, (system, user), words, "*")[0] == (ChatMessage(role="system", content="*Be kind."), user)
+    with pytest.raises(BadRequest, match="token ids"):
+        lay_out(TRIP, use, b"ids.", words, "*")
 
 
 @given(schemas(), st.sets(st.integers(0, 12)))
@@ -74,7 +75,7 @@ def test_chosen_texts_never_overlap(schema: Schema, picked: set[int]) -> None:
     use = Use(name="any", modules=[name for at, name in enumerate(names) if at in picked])
     try:
         check(schema)
-        _, layout = lay_out(schema, use, "x", len)
+        _, layout = lay_out(schema, use, "x", len, "*")
     except BadRequest:
         return
     spans = sorted((at, at + len(text)) for part in layout.parts for at, text in part)
@@ -100,4 +101,4 @@ def test_lengths_are_counted_once_and_remembered_in_bounds() -> None:
 
 def test_an_empty_schema_of_modules_stands_nowhere() -> None:
     schema = Schema(name="a", modules=[Module(name="b"), OneOf(union=[Module(name="c"), Module(name="d")])])
-    assert lay_out(schema, Use(name="a", modules=["b", "c"]), "x", words)[1].parts == ()
+    assert lay_out(schema, Use(name="a", modules=["b", "c"]), "x", words, "*")[1].parts == ()
