@@ -14,6 +14,8 @@ def first(waiting: deque[Sequence], running: Seq[Sequence], pages: Pages) -> Seq
     leader = waiting[0] if waiting else None
     if leader is None or not (parts := [part for part in leader.parts if not _here(part, pages)]):
         return leader
+    if pages.blocks_for(leader.total + 1) + len(leader.parts) + len(running) > pages.free:
+        return None  # what is computed for it now would be forgotten before it has room
     begun = {sequence.hashes[-1] for sequence in running if sequence.apart}
     new = [part for part in parts if part.hashes[-1] not in begun]
     leader.made = min(leader.made + sum(part.length for part in new), leader.parted)
