@@ -112,9 +112,9 @@ class Work(Wire):
 
     `resume`: an engine had it before, so its output so far must be read from the log. `tries` counts engines lost with it.
 
-    `runs` say at which positions the prompt's tokens stand, end to end: those of each of `parts`, which are computed apart
-    from all others, then the rest's; output follows the last. Without `runs`, each stands where it is; with them, blocks
-    depend on how parts are packed, so the engine names them.
+    `runs` say at which positions the prompt's tokens stand, end to end: behind the first `head`, which stand where they are,
+    those of each of `parts`, which see the head and nothing of the other parts, then the rest's; output follows the last.
+    Without `runs`, all stand where they are; with them, blocks depend on how parts are packed, so the engine names them.
     """
 
     request: RequestId
@@ -131,6 +131,7 @@ class Work(Wire):
     max_tokens: Annotated[int, Field(ge=1)]
     deadline_ms: Count
     tokenize_ms: float
+    head: Count = 0
     parts: Annotated[tuple[Runs, ...], Field(max_length=MAX_PARTS)] = ()
     runs: Runs = ()
     resume: bool = False

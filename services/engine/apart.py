@@ -14,7 +14,7 @@ def first(waiting: deque[Sequence], running: Seq[Sequence], pages: Pages) -> Seq
     leader = waiting[0] if waiting else None
     if leader is None or not (parts := [part for part in leader.parts if not _here(part, pages)]):
         return leader
-    if pages.blocks_for(leader.total + 1) + len(leader.parts) + len(running) > pages.free:
+    if pages.blocks_for(leader.total + 1) + leader.aside + len(running) > pages.free:
         return None  # what is computed for it now would be forgotten before it has room
     begun = {sequence.hashes[-1] for sequence in running if sequence.apart}
     new = [part for part in parts if part.hashes[-1] not in begun]
@@ -44,18 +44,17 @@ def _alone(sequence: Sequence, part: Part) -> Sequence:
     )
 
 
-def last_blocks(sequence: Sequence, pages: Pages) -> list[int]:
-    """Those that tails are copied from, in the order of the parts, which are all here."""
-    return [pages.match(part.hashes)[-1] for part in sequence.parts if part.tail]
+def loose_slots(sequence: Sequence, pages: Pages) -> list[int]:
+    """Where the loose tokens of its parts are, which are all here."""
+    size = pages.block_size
+    found = [(pages.match(part.hashes), part.loose) for part in sequence.parts]
+    return [blocks[place // size] * size + place % size for blocks, places in found for place in places]
 
 
-def tail_copies(sequence: Sequence, block_size: int) -> Iterator[tuple[int, int]]:
-    """From the lent blocks to the sequence's own, as far as it has not found these filled already."""
-    if not sequence.lent:
-        return
-    tails = [part.tail for part in sequence.parts if part.tail]
-    sources = [block * block_size + at for block, tail in zip(sequence.lent, tails, strict=True) for at in range(tail)]
-    sources += sources[-1:] * (-len(sources) % block_size)  # to the block's end: what no token has filled may be no number
+def loose_copies(sequence: Sequence, block_size: int) -> Iterator[tuple[int, int]]:
+    """To the sequence's own blocks, as far as it has not found these filled already."""
+    sources = sequence.loose + sequence.loose[-1:] * (-len(sequence.loose) % block_size)
+    # The last one is repeated to its block's end: what no token has filled may be no number.
     for place, source in enumerate(sources, start=sequence.stem * block_size):
         block = place // block_size
         if block >= sequence.published:

@@ -2,8 +2,12 @@
 
 Keys are turned to their positions before they are stored, so attention does not ask in which order they lie. A sequence's
 places are therefore packed: the whole blocks of all its parts, which it shares with whoever uses the same parts; then the
-parts' tails, tokens that fill no block, copied into blocks of its own; then all that is computed for it alone. A token's
+parts' loose tokens, which fill no block, copied into blocks of its own; then all that is computed for it alone. A token's
 place says which tokens it sees (those before it); its position, which the schema has fixed, says how far from them it is.
+
+What stands before all modules, a chat template's first words, is a part as well: the head. All others see it, or each would
+begin as a text of its own does, with a token that draws attention for nothing. So their chains begin with it, but only the
+head itself brings it into a sequence.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,19 +25,15 @@ Runs = tuple[tuple[int, int], ...]  # (place, position): from this place on, pos
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens that see nothing but each other, filled up to whole blocks. `hashes` name all of its blocks."""
+    """Tokens that see nothing but each other: perhaps the head's, then the part's own, then filling up to whole blocks."""
 
     tokens: tuple[int, ...]
-    length: int  # without filling
-    tail: int  # tokens of the last block where that is filled up, else 0
+    length: int  # of its own
+    whole: range  # blocks of nothing but its own
+    loose: tuple[int, ...]  # places of its own tokens in other blocks
     runs: Runs
     root: bytes
-    hashes: tuple[bytes, ...]
-
-    @property
-    def whole(self) -> int:
-        """Blocks without filling."""
-        return len(self.hashes) - bool(self.tail)
+    hashes: tuple[bytes, ...]  # of all blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +47,35 @@ class Packed:
     hashes: list[bytes]
 
 
-def pack(prompt: Sequence[int], parts: Iterable[Sequence[Run]], rest: Sequence[Run], root: bytes, block_size: int) -> Packed:
-    """`prompt` has the tokens of all runs end to end: each part's, then the rest's."""
-    made: list[Part] = []
-    first = 0
+def pack(
+    prompt: Sequence[int], head: int, parts: Iterable[Sequence[Run]], rest: Sequence[Run], root: bytes, block_size: int
+) -> Packed:
+    """`prompt` has so many tokens of the head, then those of all runs end to end: each part's, then the rest's."""
+    before = ((0, head),) if head else ()
+    made = [_part(prompt[:head], 0, before, root, block_size)] if head else []
+    first = head
     for runs in parts:
         end = first + sum(count for _, count in runs)
-        made.append(_part(prompt[first:end], runs, root, block_size))
+        made.append(_part((*prompt[:head], *prompt[first:end]), head, (*before, *runs), root, block_size))
         first = end
-    shared = [token for part in made for token in part.tokens[: part.whole * block_size]]
-    tails = [token for part in made for token in part.tokens[part.whole * block_size : part.length]]
-    own, places = [*tails, *prompt[first:]], _places(first, rest)
+    shared = [part.tokens[block * block_size + at] for part in made for block in part.whole for at in range(block_size)]
+    own, places = [*(part.tokens[place] for part in made for place in part.loose), *prompt[first:]], _places(first, rest)
     start = branch(root, *(part.hashes[-1] for part in made), pack_ids(part.length for part in made), _packed(places))
-    hashes = [hash for part in made for hash in part.hashes[: part.whole]]
+    hashes = [part.hashes[block] for part in made for block in part.whole]
     return Packed(shared + own, tuple(made), places, start, hashes + chain(start, pack_ids(own), block_size))
 
 
-def _part(tokens: Sequence[int], runs: Sequence[Run], root: bytes, block_size: int) -> Part:
-    """Its positions are in the root of its chain: elsewhere in a schema, the same text is another part."""
-    places = _places(0, runs)
-    filled = (*tokens, *(FILLING,) * (-len(tokens) % block_size))
+def _part(tokens: Sequence[int], first: int, runs: Sequence[Run], root: bytes, block_size: int) -> Part:
+    """Its own tokens begin at the place `first`. Its positions are in the root of its chain: elsewhere in a schema, the same
+    text is another part.
+    """
+    places, length = _places(0, runs), len(tokens)
+    filled = (*tokens, *(FILLING,) * (-length % block_size))
     start = branch(root, _packed(places))
+    whole = range(-(-first // block_size), max(-(-first // block_size), length // block_size))
+    loose = tuple(place for place in range(first, length) if place // block_size not in whole)
     hashes = tuple(chain(start, pack_ids(filled), block_size))
-    return Part(filled, len(tokens), len(tokens) % block_size, places, start, hashes)
+    return Part(filled, length - first, whole, loose, places, start, hashes)
 
 
 def _places(first: int, runs: Sequence[Run]) -> Runs:

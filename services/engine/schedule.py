@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from heapq import heappop, heappush
 
-from services.engine.apart import block_copies, first, last_blocks, tail_copies
+from services.engine.apart import block_copies, first, loose_copies, loose_slots
 from services.engine.flight import Flight, Share, take_draw, take_row
 from services.engine.pages import NoPages, Pages
 from services.engine.plan import Draw, Plan, Row, Sampled
@@ -67,7 +67,7 @@ class Scheduler:
 
     def fits(self, sequence: Sequence) -> bool:
         """Into the page pool, if it were alone."""
-        return self.pages.blocks_for(sequence.limit) + len(sequence.parts) < self.pages.blocks
+        return self.pages.blocks_for(sequence.limit) + sequence.aside < self.pages.blocks
 
     def cancel(self, request: str, choice: int | None = None) -> list[Sequence]:
         """Drop a request's sequences, or one choice of them, and free their pages at once."""
@@ -85,10 +85,14 @@ class Scheduler:
         if sequence.running:
             heappush(self._slots, sequence.slot)
         self.pages.release(sequence.blocks)
-        self.pages.release(sequence.lent)
-        sequence.blocks, sequence.lent = [], []
+        self._give_back(sequence)
+        sequence.blocks = []
         sequence.running = sequence.begun = False
         sequence.cached = sequence.computed = sequence.published = sequence.told = 0
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pages.release(sequence.lent)
+        sequence.lent, sequence.loose = [], []
 
     # -- planning --------------------------------------------------------------------------------------------------
 
@@ -123,14 +127,15 @@ class Scheduler:
         if sequence is None or sequence.pending or self._free_slots() < 1 + sequence.unforked:
             return None
         found = self.pages.match(sequence.hashes[: (sequence.total - 1) // self.pages.block_size])
-        lent = last_blocks(sequence, self.pages)
+        loose = loose_slots(sequence, self.pages)
+        lent = list(dict.fromkeys(slot // self.pages.block_size for slot in loose))
         needed = self.pages.blocks_for(sequence.total + 1) - len(found)
         reserve = len(self.running)  # a block each for those that run, so that admission does not cause preemption
         if self.pages.free - self.pages.idle((*found, *lent)) < needed + reserve:
             return None
         self.waiting.popleft()
         self.pages.take((*found, *lent))
-        sequence.blocks, sequence.lent = found, lent
+        sequence.blocks, sequence.lent, sequence.loose = found, lent, loose
         sequence.cached = sequence.computed = max(len(found) * self.pages.block_size, sequence.parted)
         sequence.published = len(found)
         sequence.running, sequence.slot = True, heappop(self._slots)
@@ -152,7 +157,7 @@ class Scheduler:
             self._unshare(share)
             while len(sequence.blocks) < self.pages.blocks_for(sequence.computed + share.chunk):
                 sequence.blocks.append(self._allocate(sequence))
-            share.copies += tail_copies(sequence, self.pages.block_size)
+            share.copies += loose_copies(sequence, self.pages.block_size)
         except NoPages:
             return False
         return True
@@ -193,8 +198,7 @@ class Scheduler:
         drawing: list[Sequence] = []
         for share in shares:
             rows.append(take_row(share, self.pages.block_size))
-            self.pages.release(share.sequence.lent)
-            share.sequence.lent = []
+            self._give_back(share.sequence)
             if share.sequence.computed == share.sequence.total and not share.sequence.apart:
                 mine = self._drawing(share.sequence)
                 drawing += mine

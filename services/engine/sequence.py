@@ -39,7 +39,8 @@ class Sequence:
     computed: int = 0
     made: int = 0  # of `cached`: parts that were computed because this sequence lacked them
     blocks: list[int] = field(default_factory=list)
-    lent: list[int] = field(default_factory=list)  # the parts' last blocks, until their tails are copied
+    loose: list[int] = field(default_factory=list)  # slots of the parts' loose tokens, until these are copied
+    lent: list[int] = field(default_factory=list)  # the blocks that they are in
     published: int = 0  # blocks of ours that the pool has heard of
     finish: FinishReason | None = None
     broken: bool = False  # the model gave no usable logits
@@ -61,7 +62,12 @@ class Sequence:
     @property
     def stem(self) -> int:
         """Blocks that it shares with its parts."""
-        return sum(part.whole for part in self.parts)
+        return sum(len(part.whole) for part in self.parts)
+
+    @property
+    def aside(self) -> int:
+        """Blocks of its parts that it does not share."""
+        return sum(len(part.hashes) for part in self.parts) - self.stem
 
     @property
     def parent(self) -> bytes:

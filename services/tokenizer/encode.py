@@ -115,6 +115,7 @@ class Encoder:
             max_tokens=submit.max_tokens or room,
             deadline_ms=submit.deadline_ms,
             tokenize_ms=took_ms,
+            head=prompt.head,
             parts=prompt.parts,
             runs=prompt.runs,
             resume=submit.generation > 0,

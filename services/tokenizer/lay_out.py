@@ -15,9 +15,10 @@ class Misfit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """`ids` end to end: those of the parts that are computed apart, then the rest. As in `shared.messages.Work`."""
+    """As in `shared.messages.Work`: `ids` are those of the head, of the parts that are computed apart, and the rest's."""
 
     ids: list[int]
+    head: int = 0
     parts: tuple[tuple[Run, ...], ...] = ()
     runs: tuple[Run, ...] = ()
 
@@ -29,7 +30,7 @@ class Prompt:
 
 def lay_out(layout: Layout, text: str, special: bool, encode: Encode) -> Prompt:
     """`text` is the whole prompt, with a mark where the schema stands. What is before it (a template's words, or, if `special`,
-    what the model's rules add) is a part as well. Raises Misfit.
+    what the model's rules add) is the head. Raises Misfit.
     """
     if text.count(layout.mark) != 1:
         raise Misfit("the model's chat template has no place for the prompt schema's modules; use mode: exact")
@@ -40,10 +41,8 @@ def lay_out(layout: Layout, text: str, special: bool, encode: Encode) -> Prompt:
     start = len(ids)
     parts = [_runs(segments, start, encode, ids) for segments in layout.parts]
     rest = (*_runs(layout.arguments, start, encode, ids), (start + layout.end, len(own)))
-    if start:
-        parts.insert(0, ((0, start),))
     _check(run for runs in (*parts, rest) for run in runs)
-    return Prompt([*ids, *own], tuple(runs for runs in parts if runs), rest)
+    return Prompt([*ids, *own], start, tuple(runs for runs in parts if runs), rest)
 
 
 def _runs(segments: Sequence[Segment], start: int, encode: Encode, ids: list[int]) -> tuple[Run, ...]:

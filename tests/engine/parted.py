@@ -19,10 +19,12 @@ Text = list[tuple[int, list[int]]]  # runs of tokens, each from its position on
 ROOT = b"root of a tenant"
 
 
-def sequence(name: str, parts: Seq[Text], rest: Text, count: int, n: int = 1, block_size: int = 8) -> Sequence:
-    tokens = [token for text in (*parts, rest) for _, ids in text for token in ids]
+def sequence(
+    name: str, parts: Seq[Text], rest: Text, count: int, n: int = 1, head: Seq[int] = (), block_size: int = 8
+) -> Sequence:
+    tokens = [*head, *(token for text in (*parts, rest) for _, ids in text for token in ids)]
     runs = [[(position, len(ids)) for position, ids in text] for text in (*parts, rest)]
-    packed = pack(tokens, runs[:-1], runs[-1], ROOT, block_size)
+    packed = pack(tokens, len(head), runs[:-1], runs[-1], ROOT, block_size)
     return Sequence(
         request=name, choice=0, tokens=packed.tokens, prompt_length=len(tokens), limit=len(tokens) + count,
         sampling=Sampling(temperature=0.0, ignore_eos=True, n=n), hashes=packed.hashes, root=packed.root,
@@ -47,18 +49,28 @@ def scheduler(device: Device, blocks: int, block_size: int = 8) -> Scheduler:
     return Scheduler(Pages(blocks, block_size), limits.token_budget, limits.max_running, limits.prefill_budget)
 
 
-def logits(config: dict[str, Any], tensors: dict[str, Tensor], parts: Seq[Text], rest: Text) -> Tensor:
-    """[tokens, vocab] float64. A part's tokens see those of their part that stand before them, the rest's see all of these."""
+def logits(config: dict[str, Any], tensors: dict[str, Tensor], parts: Seq[Text], rest: Text, head: Seq[int] = ()) -> Tensor:
+    """[tokens, vocab] float64. A part's tokens see the head's, and those of their part that stand before them; the rest's see
+    all of these.
+    """
+    parts = [[(0, list(head))], *parts]
     ids = [token for text in (*parts, rest) for _, run in text for token in run]
     positions = [position + at for text in (*parts, rest) for position, run in text for at in range(len(run))]
     whose = torch.tensor([at for at, text in enumerate((*parts, rest)) for _ in chain(*(run for _, run in text))])
     hidden = torch.ones(len(ids), len(ids)).triu(1).bool()
-    hidden |= (whose.unsqueeze(1) != whose) & (whose.unsqueeze(1) < len(parts))
+    hidden |= (whose.unsqueeze(1) != whose) & (whose.unsqueeze(1) < len(parts)) & (whose > 0)
     return reference.logits(config, tensors, ids, positions, hidden)
 
 
-def likeliest(config: dict[str, Any], tensors: dict[str, Tensor], parts: Seq[Text], rest: Text, output: list[int]) -> list[int]:
+def likeliest(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    parts: Seq[Text],
+    rest: Text,
+    output: list[int],
+    head: Seq[int] = (),
+) -> list[int]:
     """At each place of an output, what should stand there after all that stands before it."""
     first, ids = rest[-1]
     said = [*rest[:-1], (first, [*ids, *output[:-1]])]
-    return logits(config, tensors, parts, said)[-len(output) :].argmax(1).tolist()
+    return logits(config, tensors, parts, said, head)[-len(output) :].argmax(1).tolist()

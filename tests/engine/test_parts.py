@@ -35,6 +35,9 @@ ARGUMENT, REST = (37, words(2)), (92, words(5))
 CHOICES = [(0,), (2,), (4, 1), (0, 2, 3), (0, 1, 2, 3, 4, 5), ()]
 
 
+HEAD = words(11)
+
+
 def prompt(choice: tuple[int, ...]) -> tuple[list[Text], Text]:
     return [PARTS[at] for at in choice], [ARGUMENT, REST] if 3 in choice else [REST]
 
@@ -49,19 +52,21 @@ def model(request: pytest.FixtureRequest, hub: Writer) -> Model:
     return config, tensors, Forward(hub(config, tensors), "float32", 64, 8, LIMITS)
 
 
-def test_as_defined(model: Model) -> None:
+@pytest.mark.parametrize("headed", [False, True])
+def test_as_defined(model: Model, headed: bool) -> None:
     """Alone and together, over pages that held nonsense, with the modules computed anew and found."""
     config, tensors, forward = model
+    head = HEAD if headed else []
     with torch.inference_mode():
         forward.pages.all[:, : forward.pages.null].fill_(torch.nan)
     asked = {str(at): prompt(choice) for at, choice in enumerate(CHOICES)}
-    together = serve(forward, scheduler(forward, 64), [sequence(name, *text, COUNT) for name, text in asked.items()])
+    together = serve(forward, scheduler(forward, 64), [sequence(name, *text, COUNT, head=head) for name, text in asked.items()])
     pool = scheduler(forward, 64)
     for name, text in asked.items():
         found = together[name, 0]
-        assert found == likeliest(config, tensors, *text, found)
+        assert found == likeliest(config, tensors, *text, found, head)
         for _ in range(2):
-            assert serve(forward, pool, [sequence(name, *text, COUNT)]) == {(name, 0): found}
+            assert serve(forward, pool, [sequence(name, *text, COUNT, head=head)]) == {(name, 0): found}
 
 
 def test_one_module_at_the_start_is_as_exact(model: Model) -> None:

@@ -60,7 +60,7 @@ async def test_an_engine_dies_between_modules_and_answer(mesh: EngineMesh) -> No
     rest = [ids("two"), ids(" Where to?")]
     tokens = [id for part in (*pieces, rest) for piece in part for id in piece]
     runs = [[(0, len(piece)) for piece in part] for part in (*pieces, rest)]
-    packed = pack(tokens, runs[:-1], runs[-1], b"", 16)
+    packed = pack(tokens, 0, runs[:-1], runs[-1], b"", 16)
 
     body = {"prompt": " Where to?", "prompt_schema": use, "n": 2, "max_tokens": OUTPUT}
     async with asyncio.timeout(60), Client(mesh.url) as client:

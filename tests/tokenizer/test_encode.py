@@ -167,7 +167,7 @@ def laid_out(encoder: Encoder, prompt: Any, layout: Layout = LAYOUT) -> Work | F
 
 
 def test_modules_stand_behind_the_templates_words(encoder: Encoder, vocab: Vocab) -> None:
-    """What the template says before them is a part; everything is encoded alone; positions count from behind the template."""
+    """What the template says before them is the head; everything is encoded alone; positions count from behind the template."""
     chat = (ChatMessage(role="system", content="*here*Go on."), ChatMessage(role="user", content="Hi"))
     work = laid_out(encoder, chat)
     assert isinstance(work, Work)
@@ -177,7 +177,8 @@ def test_modules_stand_behind_the_templates_words(encoder: Encoder, vocab: Vocab
     assert list(unpack_ids(work.prompt)) == [id for each in ids for id in each]
     lengths = [len(each) for each in ids]
     start = lengths[0]
-    assert work.parts == (((0, start),), ((start, lengths[1]), (start + 20, lengths[2])), ((start + 10, lengths[3]),))
+    assert work.head == start
+    assert work.parts == (((start, lengths[1]), (start + 20, lengths[2])), ((start + 10, lengths[3]),))
     assert work.runs == ((start + 16, lengths[4]), (start + 30, lengths[5]))
     assert work.blocks == b"" and work.max_tokens == 100 - start - 30 - lengths[5]
 
@@ -185,7 +186,7 @@ def test_modules_stand_behind_the_templates_words(encoder: Encoder, vocab: Vocab
 def test_a_plain_prompt_has_no_template(encoder: Encoder) -> None:
     work = laid_out(encoder, "*here*Go on.", LAYOUT.model_copy(update={"arguments": ()}))
     assert isinstance(work, Work)
-    assert [part[0][0] for part in work.parts] == [0, 10]
+    assert [part[0][0] for part in work.parts] == [0, 10] and not work.head
     assert work.runs[0][0] == 30
 
 

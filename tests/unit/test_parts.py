@@ -15,55 +15,64 @@ ROOT = b"root of a tenant"
 
 run = st.tuples(st.integers(0, 30), st.integers(1, 6))
 runs = st.lists(run, min_size=1, max_size=3)
-prompts = st.tuples(st.lists(runs, max_size=3), runs)
+prompts = st.tuples(st.integers(0, 6), st.lists(runs, max_size=3), runs)  # tokens of the head; parts; the rest
+Prompt = tuple[int, list[list[Run]], list[Run]]
 
 
-def pages(parts: list[list[Run]], rest: list[Run], tokens: list[int]) -> dict[bytes, object]:
+def stands(prompt: Prompt) -> list[int]:
+    """The position of each token, as they come."""
+    head, parts, rest = prompt
+    return [*range(head), *(position + at for position, count in joined(*parts, rest) for at in range(count))]
+
+
+def pages(prompt: Prompt, tokens: list[int]) -> dict[bytes, object]:
     """What each page of a prompt depends on, by its name: its part's tokens, or those of all parts and of all before it."""
-    packed = pack(tokens, parts, rest, ROOT, BLOCK)
+    packed = pack(tokens, *prompt, ROOT, BLOCK)
     found: dict[bytes, object] = {}
     for part in packed.parts:
         where = positions(part.runs, 0, len(part.tokens))
         for at, name in enumerate(part.hashes, start=1):
             found[name] = (part.tokens[: at * BLOCK], where[: at * BLOCK])
-    stem, first = sum(part.whole for part in packed.parts), sum(part.length for part in packed.parts)
+    stem, first = sum(len(part.whole) for part in packed.parts), sum(part.length for part in packed.parts)
+    content = [(part.length, found[part.hashes[-1]]) for part in packed.parts]
     for at, name in enumerate(packed.hashes[stem:], start=stem + 1):
-        where = positions(packed.runs, first, at * BLOCK)
-        content = [(part.tokens[: part.length], positions(part.runs, 0, part.length)) for part in packed.parts]
-        found[name] = (content, packed.tokens[: at * BLOCK], where)
+        found[name] = (content, packed.tokens[: at * BLOCK], positions(packed.runs, first, at * BLOCK))
     return found
 
 
 @given(st.lists(prompts, min_size=2, max_size=6))
-def test_a_name_stands_for_one_content(drawn: list[tuple[list[list[Run]], list[Run]]]) -> None:
+def test_a_name_stands_for_one_content(drawn: list[Prompt]) -> None:
     """All tokens are equal, so that nothing but positions, lengths and the choice of parts tells pages apart."""
     known: dict[bytes, object] = {}
-    for parts, rest in drawn:
-        count = sum(count for _, count in joined(*parts, rest))
-        for name, content in pages(parts, rest, [0] * count).items():
+    for prompt in drawn:
+        count = len(stands(prompt))
+        for name, content in pages(prompt, [0] * count).items():
             assert known.setdefault(name, content) == content
-        whole = chain(ROOT, bytes(4 * count), BLOCK)
-        assert not known.keys() & set(whole), "an exact prompt would find them"
+        exact = chain(ROOT, bytes(4 * count), BLOCK)
+        assert not known.keys() & set(exact), "an exact prompt would find them"
 
 
 @given(prompts)
-def test_every_token_has_its_place_and_its_position(drawn: tuple[list[list[Run]], list[Run]]) -> None:
-    parts, rest = drawn
-    spoken = [position + at for position, count in joined(*parts, rest) for at in range(count)]
-    packed = pack(spoken, parts, rest, ROOT, BLOCK)  # each token tells the position at which it stands
+def test_every_token_has_its_place_and_its_position(prompt: Prompt) -> None:
+    spoken = stands(prompt)
+    packed = pack(spoken, *prompt, ROOT, BLOCK)  # each token tells the position at which it stands
     first = sum(part.length for part in packed.parts)
     assert sorted(packed.tokens) == sorted(spoken)
     assert list(positions(packed.runs, first, len(spoken))) == packed.tokens[first:] == spoken[first:]
     for part in packed.parts:
-        assert list(part.tokens[: part.length]) == list(positions(part.runs, 0, part.length))
+        length = len(part.loose) + len(part.whole) * BLOCK
+        end = next((at for at in range(len(part.tokens), 0, -1) if at - 1 in part.loose or (at - 1) // BLOCK in part.whole), 0)
+        assert length == part.length
+        assert list(part.tokens[:end]) == list(positions(part.runs, 0, end))
         assert len(part.tokens) == len(part.hashes) * BLOCK
-    shared = [token for part in packed.parts for token in part.tokens[: part.whole * BLOCK]]
+    pairs = [(part, block) for part in packed.parts for block in part.whole]
+    shared = [token for part, block in pairs for token in part.tokens[block * BLOCK : (block + 1) * BLOCK]]
     assert packed.tokens[: len(shared)] == shared
-    assert packed.hashes[: len(shared) // BLOCK] == [name for part in packed.parts for name in part.hashes[: part.whole]]
+    assert packed.hashes[: len(pairs)] == [part.hashes[block] for part, block in pairs]
 
 
 def test_tenants_share_no_part() -> None:
-    one, other = (pack([1] * 9, [[(0, 8)]], [(8, 1)], root, BLOCK) for root in (ROOT, b"root of another!"))
+    one, other = (pack([1] * 9, 0, [[(0, 8)]], [(8, 1)], root, BLOCK) for root in (ROOT, b"root of another!"))
     assert not set(one.parts[0].hashes) & set(other.parts[0].hashes)
     assert not set(one.hashes) & set(other.hashes)
     assert pack_ids(one.tokens) == pack_ids(other.tokens)

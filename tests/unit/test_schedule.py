@@ -8,6 +8,7 @@ that saw another part changes every token that follows.
 from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
+from itertools import chain as joined
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ MODULES: tuple[tuple[tuple[int, tuple[int, ...]], ...], ...] = (
     ((8, (0, 1, 2, 3)),),
     ((12, (2, 2, 2)), (18, (1, 0, 3, 3, 1, 2))),
 )
+HEAD = (3, 2, 1, 0, 1)
 START = 24
 
 
@@ -83,24 +85,30 @@ def seen(tokens: Iterable[tuple[int, int]], context: list[int]) -> list[int]:
     return context
 
 
+def enumerate_from(tokens: Iterable[int], position: int) -> Iterable[tuple[int, int]]:
+    return ((token, at) for at, token in enumerate(tokens, position))
+
+
 def next_token(context: tuple[int, ...], choice: int) -> int:
     return hash((context, choice)) % 50
 
 
 def expected(prompt: list[int], modules: list[int], choice: int, out: int, stop: int, min_tokens: int) -> list[int]:
-    context: list[int] = []
-    tails: list[int] = []
-    for module in modules:
-        part = seen(((token, at) for first, ids in MODULES[module] for at, token in enumerate(ids, first)), [])
-        cut = len(part) // BLOCK * BLOCK
-        context, tails = context + part[:cut], tails + part[cut:]
-    context = seen([(token, START * bool(modules) + at) for at, token in enumerate(prompt)], context + tails)
+    context, loose = [], []
+    head = seen(enumerate_from(HEAD, 0), []) if modules else []
+    parts = [head] + [seen(joined(*(enumerate_from(ids, first) for first, ids in MODULES[at])), head) for at in modules]
+    for nth, part in enumerate(parts):
+        for at in range(len(head) if nth else 0, len(part)):
+            whole = at // BLOCK * BLOCK >= (len(head) if nth else 0) and at // BLOCK < len(part) // BLOCK
+            (context if whole else loose).append(part[at])
+    start = START if modules else 0
+    context = seen(enumerate_from(prompt, start), context + loose)
     tokens: list[int] = []
     while len(tokens) < out:
         tokens.append(next_token(tuple(context), choice))
         if tokens[-1] == stop and len(tokens) >= min_tokens:
             break
-        context = seen([(tokens[-1], START * bool(modules) + len(prompt) + len(tokens) - 1)], context)
+        context = seen([(tokens[-1], start + len(prompt) + len(tokens) - 1)], context)
     return tokens
 
 
@@ -125,7 +133,7 @@ def sequence_of(name: str, prompt: list[int], out: int, n: int, min_tokens: int,
     if modules:
         runs = [[(first, len(ids)) for first, ids in MODULES[module]] for module in modules]
         tokens = [token for module in modules for _, ids in MODULES[module] for token in ids]
-        packed = pack([*tokens, *prompt], runs, [(START, len(prompt))], ROOT, BLOCK)
+        packed = pack([*HEAD, *tokens, *prompt], len(HEAD), runs, [(START, len(prompt))], ROOT, BLOCK)
     return Sequence(
         request=name,
         choice=0,
@@ -142,7 +150,7 @@ def sequence_of(name: str, prompt: list[int], out: int, n: int, min_tokens: int,
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(request, min_size=1, max_size=12), st.integers(20, 40), st.integers(9, 24), st.integers(0, 2))
+@given(st.lists(request, min_size=1, max_size=12), st.integers(26, 44), st.integers(9, 24), st.integers(0, 2))
 def test_random_traffic(requests: list, blocks: int, budget: int, ahead: int) -> None:  # type: ignore[type-arg]
     pages = Pages(blocks, BLOCK)
     scheduler, device = Scheduler(pages, budget, max_running=9, prefill_budget=2 * budget), Device(ahead)

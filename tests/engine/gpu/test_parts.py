@@ -25,8 +25,8 @@ def test_as_defined(hub: Writer, open_gpu: Opener) -> None:
     pool = scheduler(gpu, gpu.blocks)
     for choice in ([0, 1, 2], [2, 0]):
         parts = [PARTS[at] for at in choice]
-        asked = {"a": (parts, REST), "b": ([], [(0, IDS[40:45])])}
-        found = serve(gpu, pool, [sequence(name, *text, 2) for name, text in asked.items()])
-        for name, text in asked.items():
-            wanted = likeliest(config, tensors, *text, found[name, 0])
+        asked = {"a": (parts, REST, IDS[50:53]), "b": ([], [(0, IDS[40:45])], [])}
+        found = serve(gpu, pool, [sequence(name, parts, rest, 2, head=head) for name, (parts, rest, head) in asked.items()])
+        for name, (parts, rest, head) in asked.items():
+            wanted = likeliest(config, tensors, parts, rest, found[name, 0], head)
             assert found[name, 0] == wanted if EXACT else found[name, 0][0] == wanted[0]
