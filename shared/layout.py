@@ -25,3 +25,22 @@ class Layout(Wire):
     parts: Annotated[tuple[Segments, ...], Field(max_length=MAX_PARTS)]
     arguments: Segments
     end: Count
+
+
+class Placement(Wire):
+    """At which positions a prompt's tokens stand, end to end: the first `head` where they are; those of each of `parts`, which
+    see the head and nothing of the other parts; then the rest's, which see all before them, and behind these the output.
+    """
+
+    head: Count
+    parts: Annotated[tuple[Runs, ...], Field(max_length=MAX_PARTS)]
+    rest: Annotated[Runs, Field(min_length=1)]
+
+    @property
+    def tokens(self) -> int:
+        return self.head + sum(count for runs in (*self.parts, self.rest) for _, count in runs)
+
+    @property
+    def end(self) -> int:
+        """The position behind the last token."""
+        return sum(self.rest[-1])

@@ -6,7 +6,7 @@ Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never trav
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shared.fields import (
     MAX_CHAT_MESSAGES,
@@ -32,7 +32,7 @@ from shared.fields import (
     TopK,
     TopP,
 )
-from shared.layout import MAX_PARTS, Layout, Runs
+from shared.layout import Layout, Placement
 from shared.wire import Wire
 
 
@@ -112,9 +112,7 @@ class Work(Wire):
 
     `resume`: an engine had it before, so its output so far must be read from the log. `tries` counts engines lost with it.
 
-    `runs` say at which positions the prompt's tokens stand, end to end: behind the first `head`, which stand where they are,
-    those of each of `parts`, which see the head and nothing of the other parts, then the rest's; output follows the last.
-    Without `runs`, all stand where they are; with them, blocks depend on how parts are packed, so the engine names them.
+    Where `placement` fixes positions, names of blocks depend on how parts are packed: the engine finds them.
     """
 
     request: RequestId
@@ -131,12 +129,16 @@ class Work(Wire):
     max_tokens: Annotated[int, Field(ge=1)]
     deadline_ms: Count
     tokenize_ms: float
-    head: Count = 0
-    parts: Annotated[tuple[Runs, ...], Field(max_length=MAX_PARTS)] = ()
-    runs: Runs = ()
+    placement: Placement | None = None
     resume: bool = False
     tries: Count = 0
     kind: Literal["work"] = "work"
+
+    @model_validator(mode="after")
+    def _all_are_placed(self) -> "Work":
+        if self.placement is not None and 4 * self.placement.tokens != len(self.prompt):
+            raise ValueError("a placement of more or less tokens than the prompt has")
+        return self
 
 
 class Claim(Wire):

@@ -77,8 +77,8 @@ class Job:
 
     def _packed(self, block_size: int) -> Packed:
         work, prompt = self.work, list(unpack_ids(self.work.prompt))
-        if work.runs:
-            return pack(prompt, work.head, work.parts, work.runs, work.root, block_size)
+        if work.placement is not None:
+            return pack(prompt, work.placement, work.root, block_size)
         hashes = [work.blocks[at : at + HASH_BYTES] for at in range(0, len(work.blocks), HASH_BYTES)]
         return Packed(prompt, (), (), work.root, hashes)
 

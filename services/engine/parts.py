@@ -10,13 +10,13 @@ begin as a text of its own does, with a token that draws attention for nothing. 
 head itself brings it into a sequence.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from shared.blocks import branch, chain
 from shared.fields import pack_ids
-from shared.layout import Run
+from shared.layout import Placement, Run
 
 FILLING = 0  # the token behind a part's last one, up to the end of its block: that block has a name, too. Nobody sees it.
 
@@ -47,19 +47,20 @@ class Packed:
     hashes: list[bytes]
 
 
-def pack(
-    prompt: Sequence[int], head: int, parts: Iterable[Sequence[Run]], rest: Sequence[Run], root: bytes, block_size: int
-) -> Packed:
-    """`prompt` has so many tokens of the head, then those of all runs end to end: each part's, then the rest's."""
-    before = ((0, head),) if head else ()
-    made = [_part(prompt[:head], 0, before, root, block_size)] if head else []
-    first = head
-    for runs in parts:
+def pack(prompt: Sequence[int], placement: Placement, root: bytes, block_size: int) -> Packed:
+    """Of a prompt whose tokens are in the placement's order."""
+    head, first = prompt[: placement.head], placement.head
+    before = ((0, first),) if head else ()
+    made = [_part(head, 0, before, root, block_size)] if head else []
+    for runs in placement.parts:
         end = first + sum(count for _, count in runs)
-        made.append(_part((*prompt[:head], *prompt[first:end]), head, (*before, *runs), root, block_size))
+        made.append(_part((*head, *prompt[first:end]), len(head), (*before, *runs), root, block_size))
         first = end
     shared = [part.tokens[block * block_size + at] for part in made for block in part.whole for at in range(block_size)]
-    own, places = [*(part.tokens[place] for part in made for place in part.loose), *prompt[first:]], _places(first, rest)
+    own, places = (
+        [*(part.tokens[place] for part in made for place in part.loose), *prompt[first:]],
+        _places(first, placement.rest),
+    )
     start = branch(root, *(part.hashes[-1] for part in made), pack_ids(part.length for part in made), _packed(places))
     hashes = [part.hashes[block] for part in made for block in part.whole]
     return Packed(shared + own, tuple(made), places, start, hashes + chain(start, pack_ids(own), block_size))

@@ -110,14 +110,12 @@ class Encoder:
             ends=submit.ends,
             prompt=packed,
             root=start,
-            blocks=b"" if prompt.runs else b"".join(self._chain(start, packed)),
+            blocks=b"" if prompt.placement else b"".join(self._chain(start, packed)),
             sampling=submit.sampling.model_copy(update={"stop_ids": stop_ids}),
             max_tokens=submit.max_tokens or room,
             deadline_ms=submit.deadline_ms,
             tokenize_ms=took_ms,
-            head=prompt.head,
-            parts=prompt.parts,
-            runs=prompt.runs,
+            placement=prompt.placement,
             resume=submit.generation > 0,
         )
 
@@ -132,7 +130,7 @@ class Encoder:
         return pack_ids(self._vocab.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def _check(self, submit: Submit, prompt: Prompt, room: int) -> None:
-        ids, size = prompt.ids, f"{prompt.end} tokens" + " (with all modules of its schema)" * bool(prompt.runs)
+        ids, size = prompt.ids, f"{prompt.end} tokens" + " (with all modules of its schema)" * bool(prompt.placement)
         if not ids:
             raise Refusal("bad_prompt", "the prompt has no tokens")
         if room < 1:

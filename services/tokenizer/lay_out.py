@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from shared.layout import Layout, Run, Segment
+from shared.layout import Layout, Placement, Run, Segment
 
 Encode = Callable[[str, bool], list[int]]  # a text's ids; whether with the special tokens that the model's rules add
 
@@ -15,17 +15,15 @@ class Misfit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """As in `shared.messages.Work`: `ids` are those of the head, of the parts that are computed apart, and the rest's."""
+    """As in `shared.messages.Work`."""
 
     ids: list[int]
-    head: int = 0
-    parts: tuple[tuple[Run, ...], ...] = ()
-    runs: tuple[Run, ...] = ()
+    placement: Placement | None = None
 
     @property
     def end(self) -> int:
         """The position behind the last token."""
-        return sum(self.runs[-1]) if self.runs else len(self.ids)
+        return self.placement.end if self.placement else len(self.ids)
 
 
 def lay_out(layout: Layout, text: str, special: bool, encode: Encode) -> Prompt:
@@ -42,7 +40,7 @@ def lay_out(layout: Layout, text: str, special: bool, encode: Encode) -> Prompt:
     parts = [_runs(segments, start, encode, ids) for segments in layout.parts]
     rest = (*_runs(layout.arguments, start, encode, ids), (start + layout.end, len(own)))
     _check(run for runs in (*parts, rest) for run in runs)
-    return Prompt([*ids, *own], start, tuple(runs for runs in parts if runs), rest)
+    return Prompt([*ids, *own], Placement(head=start, parts=tuple(runs for runs in parts if runs), rest=rest))
 
 
 def _runs(segments: Sequence[Segment], start: int, encode: Encode, ids: list[int]) -> tuple[Run, ...]:

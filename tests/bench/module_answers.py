@@ -4,8 +4,9 @@
 
 Each row is a way of asking the same questions: `exact behind a gap` (all of the prompt computed together, but tokenized text by
 text and at the schema's positions: what these do alone), `scaffold` (all three modules in one), `modules` (the default mode);
-`exact` against itself shows that the measuring is right. `first token error` is |logits - exact| / |exact|, `first token kl` is KL(exact || this) in nats, medians; `same` is the share of output
-tokens equal to exact's, place by place; `agree` that of exact's tokens which are the likeliest here, too, behind the same text.
+`exact` against itself shows that the measuring is right. `first token error` is |logits - exact| / |exact|, `first token kl` is
+KL(exact || this) in nats, medians; `same` is the share of output tokens equal to exact's, place by place; `agree` that of
+exact's tokens which are the likeliest here, too, behind the same text.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from services.streamer.prompt_layout import lay_out
 from services.streamer.prompt_modules import Schema, Use, beginning, begun
 from services.tokenizer.encode import Encoder
 from shared.config import bundled_model
+from shared.layout import Placement
 from shared.messages import ChatMessage, Sampling, Submit, Work
 from shared.tokenlog import Choice
 from shared.vocab import load_vocab
@@ -101,8 +103,10 @@ class Asking:
         [work] = self.encoder.encode([_submit(prompt, layout)], 0)
         assert isinstance(work, Work)
         if way == "exact behind a gap":
-            runs = ((0, work.head), *(run for part in work.parts for run in part), *work.runs)
-            work = work.model_copy(update={"head": 0, "parts": (), "runs": runs})
+            at = work.placement
+            assert at is not None
+            together = ((0, at.head), *(run for part in at.parts for run in part), *at.rest)
+            work = work.model_copy(update={"placement": Placement(head=0, parts=(), rest=together)})
         return work
 
     def answer(self, work: Work, said: list[int], count: int) -> tuple[list[int], Tensor]:
@@ -127,19 +131,21 @@ def _submit(prompt: Any, layout: Any) -> Submit:
     )  # fmt: skip
 
 
-def compare(asking: Asking, way: str, output: int) -> Iterator[tuple[float, float, float, float]]:
+Answer = tuple[list[int], Tensor]
+
+
+def compare(asking: Asking, way: str, exact: list[Answer]) -> Iterator[tuple[float, float, float, float]]:
     """For each question: error and KL of the first token's distribution, and the shares of equal and agreeing tokens."""
-    for modules, question in ASKED:
-        exact, other = (asking.work(each, modules.split(), question) for each in ("exact", way))
-        wanted, [logits] = asking.answer(exact, [], output)
-        found, [theirs] = asking.answer(other, [], output)
-        _, behind = asking.answer(other, wanted[:-1], 1)
+    for (modules, question), (wanted, [logits]) in zip(ASKED, exact, strict=True):
+        work = asking.work(way, modules.split(), question)
+        found, [theirs] = asking.answer(work, [], len(wanted))
+        _, behind = asking.answer(work, wanted[:-1], 1)
         p, q = (each.double().log_softmax(0) for each in (logits, theirs))
         yield (
             float((theirs - logits).norm() / logits.norm()),
             float((p.exp() * (p - q)).sum()),
-            sum(a == b for a, b in zip(found, wanted, strict=True)) / output,
-            sum(a == b for a, b in zip(behind.argmax(1).tolist(), wanted, strict=True)) / output,
+            sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted),
+            sum(a == b for a, b in zip(behind.argmax(1).tolist(), wanted, strict=True)) / len(wanted),
         )
 
 
@@ -148,8 +154,9 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=32)
     given = parser.parse_args()
     asking = Asking()
+    exact = [asking.answer(asking.work("exact", modules.split(), question), [], given.output) for modules, question in ASKED]
     for way in ("exact", "exact behind a gap", "scaffold", "modules"):
-        errors, kls, same, agree = zip(*compare(asking, way, given.output), strict=True)
+        errors, kls, same, agree = zip(*compare(asking, way, exact), strict=True)
         row = {
             "first token error": round(statistics.median(errors), 3),
             "first token kl": round(statistics.median(kls), 3),

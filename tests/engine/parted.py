@@ -12,6 +12,7 @@ from services.engine.parts import pack
 from services.engine.plan import Device
 from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
+from shared.layout import Placement
 from shared.messages import Sampling
 from tests.engine import reference
 
@@ -23,8 +24,8 @@ def sequence(
     name: str, parts: Seq[Text], rest: Text, count: int, n: int = 1, head: Seq[int] = (), block_size: int = 8
 ) -> Sequence:
     tokens = [*head, *(token for text in (*parts, rest) for _, ids in text for token in ids)]
-    runs = [[(position, len(ids)) for position, ids in text] for text in (*parts, rest)]
-    packed = pack(tokens, len(head), runs[:-1], runs[-1], ROOT, block_size)
+    runs = tuple(tuple((position, len(ids)) for position, ids in text) for text in (*parts, rest))
+    packed = pack(tokens, Placement(head=len(head), parts=runs[:-1], rest=runs[-1]), ROOT, block_size)
     return Sequence(
         request=name, choice=0, tokens=packed.tokens, prompt_length=len(tokens), limit=len(tokens) + count,
         sampling=Sampling(temperature=0.0, ignore_eos=True, n=n), hashes=packed.hashes, root=packed.root,

@@ -7,7 +7,7 @@ import pytest
 
 from services.engine.parts import pack
 from shared.config import bundled_model
-from shared.layout import Layout, Segment
+from shared.layout import Layout, Placement, Segment
 from shared.vocab import load_vocab
 from tests.chain import expected
 from tests.mesh.client import Answer, Client
@@ -59,8 +59,8 @@ async def test_an_engine_dies_between_modules_and_answer(mesh: EngineMesh) -> No
     pieces = [[ids(text) for text in part] for part in parts]
     rest = [ids("two"), ids(" Where to?")]
     tokens = [id for part in (*pieces, rest) for piece in part for id in piece]
-    runs = [[(0, len(piece)) for piece in part] for part in (*pieces, rest)]
-    packed = pack(tokens, 0, runs[:-1], runs[-1], b"", 16)
+    runs = tuple(tuple((0, len(piece)) for piece in part) for part in (*pieces, rest))
+    packed = pack(tokens, Placement(head=0, parts=runs[:-1], rest=runs[-1]), b"", 16)
 
     body = {"prompt": " Where to?", "prompt_schema": use, "n": 2, "max_tokens": OUTPUT}
     async with asyncio.timeout(60), Client(mesh.url) as client:

@@ -12,7 +12,7 @@ from services.tokenizer.template import BadChat, ChatTemplate
 from shared.blocks import chain, root
 from shared.config import bundled_model
 from shared.fields import pack_ids, unpack_ids
-from shared.layout import Layout
+from shared.layout import Layout, Placement
 from shared.messages import ChatMessage, Fail, Sampling, Submit, Work
 from shared.vocab import Vocab, VocabFiles, load_vocab
 
@@ -177,17 +177,21 @@ def test_modules_stand_behind_the_templates_words(encoder: Encoder, vocab: Vocab
     assert list(unpack_ids(work.prompt)) == [id for each in ids for id in each]
     lengths = [len(each) for each in ids]
     start = lengths[0]
-    assert work.head == start
-    assert work.parts == (((start, lengths[1]), (start + 20, lengths[2])), ((start + 10, lengths[3]),))
-    assert work.runs == ((start + 16, lengths[4]), (start + 30, lengths[5]))
+    assert work.placement == Placement(
+        head=start,
+        parts=(((start, lengths[1]), (start + 20, lengths[2])), ((start + 10, lengths[3]),)),
+        rest=((start + 16, lengths[4]), (start + 30, lengths[5])),
+    )
     assert work.blocks == b"" and work.max_tokens == 100 - start - 30 - lengths[5]
 
 
 def test_a_plain_prompt_has_no_template(encoder: Encoder) -> None:
     work = laid_out(encoder, "*here*Go on.", LAYOUT.model_copy(update={"arguments": ()}))
     assert isinstance(work, Work)
-    assert [part[0][0] for part in work.parts] == [0, 10] and not work.head
-    assert work.runs[0][0] == 30
+    assert work.placement is not None
+    assert not work.placement.head
+    assert [part[0][0] for part in work.placement.parts] == [0, 10]
+    assert work.placement.rest[0][0] == 30
 
 
 @pytest.mark.parametrize(

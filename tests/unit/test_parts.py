@@ -8,26 +8,25 @@ from hypothesis import strategies as st
 from services.engine.parts import pack, positions
 from shared.blocks import chain
 from shared.fields import pack_ids
-from shared.layout import Run
+from shared.layout import Placement
 
 BLOCK = 4
 ROOT = b"root of a tenant"
 
 run = st.tuples(st.integers(0, 30), st.integers(1, 6))
-runs = st.lists(run, min_size=1, max_size=3)
-prompts = st.tuples(st.integers(0, 6), st.lists(runs, max_size=3), runs)  # tokens of the head; parts; the rest
-Prompt = tuple[int, list[list[Run]], list[Run]]
+runs = st.lists(run, min_size=1, max_size=3).map(tuple)
+prompts = st.builds(Placement, head=st.integers(0, 6), parts=st.lists(runs, max_size=3).map(tuple), rest=runs)
 
 
-def stands(prompt: Prompt) -> list[int]:
+def stands(prompt: Placement) -> list[int]:
     """The position of each token, as they come."""
-    head, parts, rest = prompt
-    return [*range(head), *(position + at for position, count in joined(*parts, rest) for at in range(count))]
+    runs = joined(*prompt.parts, prompt.rest)
+    return [*range(prompt.head), *(position + at for position, count in runs for at in range(count))]
 
 
-def pages(prompt: Prompt, tokens: list[int]) -> dict[bytes, object]:
+def pages(prompt: Placement, tokens: list[int]) -> dict[bytes, object]:
     """What each page of a prompt depends on, by its name: its part's tokens, or those of all parts and of all before it."""
-    packed = pack(tokens, *prompt, ROOT, BLOCK)
+    packed = pack(tokens, prompt, ROOT, BLOCK)
     found: dict[bytes, object] = {}
     for part in packed.parts:
         where = positions(part.runs, 0, len(part.tokens))
@@ -41,7 +40,7 @@ def pages(prompt: Prompt, tokens: list[int]) -> dict[bytes, object]:
 
 
 @given(st.lists(prompts, min_size=2, max_size=6))
-def test_a_name_stands_for_one_content(drawn: list[Prompt]) -> None:
+def test_a_name_stands_for_one_content(drawn: list[Placement]) -> None:
     """All tokens are equal, so that nothing but positions, lengths and the choice of parts tells pages apart."""
     known: dict[bytes, object] = {}
     for prompt in drawn:
@@ -53,9 +52,9 @@ def test_a_name_stands_for_one_content(drawn: list[Prompt]) -> None:
 
 
 @given(prompts)
-def test_every_token_has_its_place_and_its_position(prompt: Prompt) -> None:
+def test_every_token_has_its_place_and_its_position(prompt: Placement) -> None:
     spoken = stands(prompt)
-    packed = pack(spoken, *prompt, ROOT, BLOCK)  # each token tells the position at which it stands
+    packed = pack(spoken, prompt, ROOT, BLOCK)  # each token tells the position at which it stands
     first = sum(part.length for part in packed.parts)
     assert sorted(packed.tokens) == sorted(spoken)
     assert list(positions(packed.runs, first, len(spoken))) == packed.tokens[first:] == spoken[first:]
@@ -72,7 +71,8 @@ def test_every_token_has_its_place_and_its_position(prompt: Prompt) -> None:
 
 
 def test_tenants_share_no_part() -> None:
-    one, other = (pack([1] * 9, 0, [[(0, 8)]], [(8, 1)], root, BLOCK) for root in (ROOT, b"root of another!"))
+    placement = Placement(head=0, parts=(((0, 8),),), rest=((8, 1),))
+    one, other = (pack([1] * 9, placement, root, BLOCK) for root in (ROOT, b"root of another!"))
     assert not set(one.parts[0].hashes) & set(other.parts[0].hashes)
     assert not set(one.hashes) & set(other.hashes)
     assert pack_ids(one.tokens) == pack_ids(other.tokens)

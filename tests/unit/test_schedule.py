@@ -21,6 +21,7 @@ from services.engine.schedule import Scheduler
 from services.engine.sequence import Sequence
 from shared.blocks import chain
 from shared.fields import pack_ids
+from shared.layout import Placement
 from shared.messages import Sampling
 
 BLOCK = 4
@@ -131,9 +132,10 @@ request = st.tuples(
 def sequence_of(name: str, prompt: list[int], out: int, n: int, min_tokens: int, modules: Seq[int] = ()) -> Sequence:
     packed = Packed(list(prompt), (), (), ROOT, chain(ROOT, pack_ids(prompt), BLOCK))
     if modules:
-        runs = [[(first, len(ids)) for first, ids in MODULES[module]] for module in modules]
+        parts = tuple(tuple((first, len(ids)) for first, ids in MODULES[module]) for module in modules)
+        placement = Placement(head=len(HEAD), parts=parts, rest=((START, len(prompt)),))
         tokens = [token for module in modules for _, ids in MODULES[module] for token in ids]
-        packed = pack([*HEAD, *tokens, *prompt], len(HEAD), runs, [(START, len(prompt))], ROOT, BLOCK)
+        packed = pack([*HEAD, *tokens, *prompt], placement, ROOT, BLOCK)
     return Sequence(
         request=name,
         choice=0,
@@ -209,6 +211,15 @@ def test_decode_is_not_starved_by_prefill() -> None:
     for _ in range(30):
         advanced = {s.request for s, _ in commit(scheduler, device, scheduler.plan())}
         assert {f"short{name}" for name in range(8)} <= advanced
+
+
+def test_a_sequence_needs_room_for_its_parts_as_well() -> None:
+    """13 + 5 tokens are 5 blocks; its parts, filled up, have a head's block and two of loose tokens besides."""
+    parted, plain = sequence_of("a", [1], 4, 1, 0, modules=[2, 1]), sequence_of("b", [1] * 15, 4, 1, 0)
+    assert len(parted.tokens) == len(plain.tokens) == 15
+    assert [Scheduler(Pages(blocks, BLOCK), 9, 9).fits(plain) for blocks in (5, 6)] == [False, True]
+    needed = 5 + parted.aside
+    assert [Scheduler(Pages(blocks, BLOCK), 9, 9).fits(parted) for blocks in (needed, needed + 1)] == [False, True]
 
 
 def test_first_come_first_served() -> None:
