@@ -10,51 +10,35 @@ from services.streamer.prompt_layout import lay_out, standings
 from services.streamer.prompt_modules import Module, OneOf, Schema, Use, check, places
 from shared.layout import Layout
 from shared.messages import ChatMessage
-from tests.streamer.test_prompt_modules import schemas, words
+from tests.streamer.test_prompt_modules import TRIP, schemas, words
 
-TRIP = Schema.model_validate(
-    {
-        "name": "trip",
-        "modules": [
-            {"name": "guide", "text": "You are a guide. "},
-            {
-                "union": [
-                    {"name": "sea", "text": "The sea. "},
-                    {"name": "hills", "text": "Hills. ", "modules": [{"name": "huts", "text": "Huts are open. "}]},
-                ]
-            },
-            {"name": "plan", "text": "Plan {{days}} days for {{who}}. ", "parameters": {"days": 2, "who": 3}},
-            {"name": "end", "text": "Be short. "},
-        ],
-        "scaffolds": {"ends": ["end", "guide"]},
-    }
-)
+LONG = Schema(name="long", modules=[*TRIP.modules, Module(name="end", text="Be short. ")], scaffolds={"ends": ["end", "guide"]})
 
 
 def layout(*modules: str, **arguments: dict[str, str]) -> Layout:
-    return lay_out(TRIP, Use(name="trip", modules=list(modules), arguments=arguments), "Go.", words, "*")[1]
+    return lay_out(LONG, Use(name="trip", modules=list(modules), arguments=arguments), "Go.", words, "*")[1]
 
 
 def test_positions_are_the_schemas() -> None:
-    """Four words of a guide; two of the sea, or four of hills and huts; a plan of three words and 2 + 3 for its parameters."""
-    found, end = standings(TRIP, words)
+    """Four words of a guide; two of the sea, or one of hills and none of huts; a plan of four and 1 + 3 for its parameters."""
+    found, end = standings(LONG, words)
     assert {name: [at for at, _ in stands.texts] for name, stands in found.items()} == {
-        "guide": [0], "sea": [4], "hills": [4], "huts": [5], "plan": [8, 11, 16], "end": [17],
+        "guide": [0], "sea": [4], "hills": [4], "huts": [], "plan": [6, 8, 13], "end": [14],
     }  # fmt: skip
-    assert found["plan"].parameters == {"days": 9, "who": 13}
-    assert end == 19
+    assert found["plan"].parameters == {"days": 7, "who": 10}
+    assert end == 16
 
 
 def test_what_is_chosen_stands_where_it_stands() -> None:
-    plan = ((8, "Plan "), (11, " days for "), (16, ". "))
+    plan = ((6, "Plan "), (8, " days for "), (13, ". "))
     chosen = layout("plan", "sea", plan={"days": "three", "who": ""})
     assert chosen.parts == (((4, "The sea. "),), plan)
-    assert chosen.arguments == ((9, "three"),)
-    assert chosen.end == layout("guide").end == 19
+    assert chosen.arguments == ((7, "three"),)
+    assert chosen.end == layout("guide").end == 16
 
 
 def test_a_scaffold_is_one_part_where_it_is_whole() -> None:
-    guide, end = (0, "You are a guide. "), (17, "Be short. ")
+    guide, end = (0, "You are a guide. "), (14, "Be short. ")
     assert layout("guide", "sea", "end").parts == ((guide, end), ((4, "The sea. "),))
     assert layout("guide", "sea").parts == ((guide,), ((4, "The sea. "),))
 
