@@ -1,6 +1,6 @@
 """How far answers differ whose modules are computed apart: SmolLM2 at float32, greedy, against the prompt written out.
 
-    python -m tests.bench.module_answers [--output 32]
+    python -m tests.bench.module_answers [--output 24]
 
 Each row is a way of asking the same questions: `exact behind a gap` (all of the prompt computed together, but tokenized text by
 text and at the schema's positions: what these do alone), `scaffold` (all three modules in one), `modules` (the default mode);
@@ -151,7 +151,7 @@ def compare(asking: Asking, way: str, exact: list[Answer]) -> Iterator[tuple[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--output", type=int, default=32)
+    parser.add_argument("--output", type=int, default=24)
     given = parser.parse_args()
     asking = Asking()
     exact = [asking.answer(asking.work("exact", modules.split(), question), [], given.output) for modules, question in ASKED]
