@@ -90,6 +90,8 @@ def _packed(runs: Runs) -> bytes:
 
 def positions(runs: Runs, start: int, end: int) -> tuple[int, ...]:
     """Of the tokens at the places from `start` to `end`; empty without runs, where each stands at the position of its place."""
+    if not runs:
+        return ()
     found: list[int] = []
     ends = (*(place for place, _ in runs[1:]), end)
     for (place, position), last in zip(runs, ends, strict=False):

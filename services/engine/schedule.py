@@ -198,7 +198,8 @@ class Scheduler:
         drawing: list[Sequence] = []
         for share in shares:
             rows.append(take_row(share, self.pages.block_size))
-            self._give_back(share.sequence)
+            if share.sequence.lent:
+                self._give_back(share.sequence)
             if share.sequence.computed == share.sequence.total and not share.sequence.apart:
                 mine = self._drawing(share.sequence)
                 drawing += mine

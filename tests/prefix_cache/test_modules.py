@@ -12,7 +12,7 @@ from shared.vocab import load_vocab
 from tests.chain import expected
 from tests.mesh.client import Answer, Client
 from tests.prefix_cache.meshes import EngineMesh
-from tests.prefix_cache.test_engines import counted
+from tests.prefix_cache.test_engines import counted, stored
 from tests.prefix_cache.test_tenants import found, settled
 
 TEXTS = {name: " ".join(f"{name} {at}: name the lock and the level there." for at in range(12)) for name in "ABC"}
@@ -46,6 +46,36 @@ async def test_only_the_tenant_finds_its_modules(mesh: EngineMesh) -> None:
     assert (first, other, own) == (0, 0, lengths["B"])
     assert await counted(mesh, "prefix_fetched_tokens") >= lengths["B"] // 16 * 16
     assert await counted(mesh, "prefix_spoiled") == 0
+
+
+async def test_the_real_model_goes_on_with_fetched_modules() -> None:
+    """At float32, word for word: a new engine takes from the cache what the old one computed, and computes what it lacks."""
+    async with EngineMesh(1, size_mb=256, chain=False, env={"HEADRACE_DTYPE": "float32"}) as mesh:
+        modules = [{"name": name, "text": text} for name, text in TEXTS.items()]
+        assert (await mesh.post("/v1/prompt_schemas", {"name": "s", "modules": modules}))[0] == 201
+
+        async def ask(names: str) -> tuple[str, int]:
+            user = [{"role": "user", "content": "Where is the lock?"}]
+            body = {
+                "messages": user,
+                "max_tokens": 16,
+                "temperature": 0,
+                "prompt_schema": {"name": "s", "modules": list(names)},
+            }
+            status, reply = await mesh.post("/v1/chat/completions", body)
+            assert status == 200, reply
+            cached = reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+            return reply["choices"][0]["message"]["content"], cached
+
+        choices = ("AB", "BC", "CA")
+        told = {names: (await ask(names))[0] for names in choices}
+        await stored(mesh, sum(len(ids(text)) // 16 for text in TEXTS.values()))
+        await mesh.forget()
+        for names in choices:
+            text, cached = await ask(names)
+            assert text == told[names]
+            assert cached >= sum(len(ids(TEXTS[name])) for name in names)
+        assert await counted(mesh, "prefix_fetched_tokens") >= sum(len(ids(text)) // 16 * 16 for text in TEXTS.values())
 
 
 async def test_an_engine_dies_between_modules_and_answer(mesh: EngineMesh) -> None:
