@@ -9,11 +9,12 @@ from torch import Tensor
 
 from kernels.matmul import matmul
 from services.engine.checkpoint import open_checkpoint
+from services.engine.form import Form
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.device import Gpu
 from services.engine.gpu.llama import Llama, NormWeight
 from services.engine.gpu.product import Product, tune
-from services.engine.linear import Form, dense
+from services.engine.matrix import dense
 from services.engine.plan import Limits
 from services.engine.spec import ModelSpec, from_config
 from services.engine.weights import Makers, Parameters, Random, load

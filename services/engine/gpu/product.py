@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kernels.gemv import gemv
-from services.engine.linear import Form
+from services.engine.form import Form
 
 Tile = tuple[int, int, int]  # columns out, columns in, warps of a program
 TILES: tuple[Tile, ...] = ((4, 512, 4), (8, 512, 4), (4, 1024, 4), (16, 256, 4))
