@@ -57,7 +57,7 @@ class RunningMesh:
         }
         self.children: dict[str, Child] = {}
         self.tasks: list[asyncio.Task[None]] = []
-        name = MeshConfig(id="test", model=self.model).served_name
+        name = MeshConfig(id="test", model=self.model, model_shape=self.env.get("HEADRACE_MODEL_SHAPE", "")).served_name
         self.bus = Bus(self.url_as("operator"), name)
 
     @property
