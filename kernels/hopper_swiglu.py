@@ -29,7 +29,6 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 LOG2E = gl.constexpr(1.4426950408889634)
 TURN = gl.constexpr(8)  # rows of gate, then as many of up: the columns that lie side by side in a thread group's accumulators
 DEPTH = 64  # columns in at once: 128 bytes, the widest swizzle of the copy engine
-LOADER = 24  # registers of the loading warp's threads, the least there is
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class Tile:
 
 
 TILE = Tile(groups=2, rows=64, columns=256, stages=4, strip=16)
+REGISTERS = {2: 240, 3: 160}  # of a multiplying group's threads, by how many groups share what there is
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
@@ -103,8 +103,9 @@ def _multiply(out, tiles, out_tiles, ready, free, shape, group: gl.constexpr, GR
     down, across, turns = shape
     ROWS: gl.constexpr = x_tiles.shape[1]
     COLUMNS: gl.constexpr = weight_tiles.shape[1]
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS, 16])
-    half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, COLUMNS // 2, 16])
+    WIDE: gl.constexpr = COLUMNS if GROUPS == 2 else COLUMNS // 2
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
+    half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE // 2, 16])
     out_tile = out_tiles.index(group)
     none = gl.zeros([ROWS, COLUMNS], gl.float32, layout)
     turn = 0
@@ -175,3 +176,36 @@ def _swiglu(x, weight, out, down, across, turns, GROUPS: gl.constexpr, STAGES: g
             [4, 4, 1],
             [REGISTERS, REGISTERS, 24],
         )
+
+
+def serves(hidden: int, wide: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """The copy engine moves rows of whole 16 bytes, and turns are of 8 rows."""
+    halves = dtype in (torch.bfloat16, torch.float16)
+    whole = hidden % 8 == 0 and wide % TURN.value == 0
+    return halves and whole and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def interleaved(gate_up: Tensor) -> Tensor:
+    """Rows of gate, then of up [2 * wide, hidden] -> the same rows in turns of 8."""
+    return gate_up.unflatten(0, (2, -1, TURN.value)).transpose(0, 1).flatten(0, 2)
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _described(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    element = gl.float16 if tensor.dtype == torch.float16 else gl.bfloat16
+    return TensorDescriptor.from_tensor(tensor, [rows, columns], gl.NVMMASharedLayout.get_default_for([rows, columns], element))
+
+
+def swiglu(x: Tensor, weight: Tensor, tile: Tile = TILE) -> Tensor:
+    """[tokens, wide]; `weight` as `interleaved` gives it; tokens >= 1."""
+    out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
+    down, across = -(-len(x) // (tile.groups * tile.rows)), -(-len(weight) // tile.columns)
+    _swiglu[(min(down * across, _processors(x.device)),)](
+        _described(x, tile.rows, DEPTH), _described(weight, tile.columns, DEPTH), _described(out, tile.rows, tile.columns // 2),
+        down, across, -(-x.shape[1] // DEPTH), tile.groups, tile.stages, tile.strip, REGISTERS[tile.groups], num_warps=4,
+    )  # fmt: skip
+    return out
