@@ -138,7 +138,7 @@ def _multiply(out, tiles, out_tiles, ready, free, shape, group: gl.constexpr, GR
     tma.store_wait(0)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["down", "across", "turns"])
 def _swiglu(x, weight, out, down, across, turns, GROUPS: gl.constexpr, STAGES: gl.constexpr, STRIP: gl.constexpr,
             REGISTERS: gl.constexpr):  # fmt: skip
     ROWS: gl.constexpr = x.block_shape[0]
