@@ -1,16 +1,15 @@
 """The gate and up products of an MLP and their activation in one, for many tokens on Hopper: silu(x · gateᵀ) * (x · upᵀ).
 
     x      [tokens, hidden]    any row stride of whole 16 bytes
-    weight [2 * wide, hidden]  rows of gate and up in turns of 8, as `interleaved` puts them
+    weight [2 * wide, hidden]  rows of gate and up in turns of 8, as silu_mul.py has its columns
     out    [tokens, wide]      both products in float32 until the activation is stored
 
 What a library's product writes and an activation reads again, 2 * wide numbers a token, stays in registers. Three kinds of
-programs share one multiprocessor, as in hopper_prefill.py: one warp loads tiles through the copy engine, groups of four warps
-multiply them, each its own rows, and drift apart, so that one's activation hides behind another's products. In turns of 8, a
-thread's accumulators hold gate and up of one number, and of its neighbour too: what it stores is as wide as without.
+warps share one processor, as in hopper_prefill.py: one loads tiles through the copy engine, two or three groups of four
+multiply them, 64 rows each, and drift apart, so that one's activation hides behind another's products. In turns of 8, a
+thread's accumulators hold gate and up of the same numbers, and of neighbours: nothing moves between threads before the store.
 """
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -26,35 +25,25 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from kernels import silu_mul
+from kernels.silu_mul import TURN
+
 LOG2E = gl.constexpr(1.4426950408889634)
-TURN = gl.constexpr(8)  # rows of gate, then as many of up: the columns that lie side by side in a thread group's accumulators
+STRIP = gl.constexpr(16)  # tiles of rows that go side by side through the weight's columns: what they share stays in the cache
+ROWS = 64  # of a group: the least that a product of Hopper's takes
+COLUMNS = 256
 DEPTH = 64  # columns in at once: 128 bytes, the widest swizzle of the copy engine
-
-
-@dataclass(frozen=True)
-class Tile:
-    """What a program computes at once: groups * rows tokens by columns / 2 numbers; `strip` tiles of tokens go side by side."""
-
-    groups: int
-    rows: int
-    columns: int
-    stages: int
-    strip: int
-
-
-TILE = Tile(groups=2, rows=64, columns=256, stages=4, strip=16)
-REGISTERS = {2: 240, 3: 160}  # of a multiplying group's threads, by how many groups share what there is
+STAGES = {2: 4, 3: 3}  # by groups: as many as the shared memory holds
+PACE = {2: 1.0, 3: 0.97}  # time a row by groups, measured: three read a tile of the weight for more rows
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
-    both = (x.double() @ weight.double().t()).unflatten(1, (-1, 2, TURN.value))
-    gate, up = (part.flatten(1) for part in both.unbind(2))
-    return gate * gate.sigmoid() * up
+    return silu_mul.reference(x.double() @ weight.double().t())
 
 
 @gluon.jit
-def _place(tile, down, across, STRIP: gl.constexpr):
-    """Row and column of a tile: strips of tokens, each walked from column to column, so that its tokens stay in the cache."""
+def _place(tile, down, across):
+    """A tile's row and column: strips of rows, each walked from column to column."""
     first = tile // (STRIP * across) * STRIP
     within = tile % (STRIP * across)
     height = gl.minimum(down - first, STRIP)
@@ -62,73 +51,74 @@ def _place(tile, down, across, STRIP: gl.constexpr):
 
 
 @gluon.jit
-def _load(x, weight, tiles, ready, free, shape, GROUPS: gl.constexpr, STAGES: gl.constexpr, STRIP: gl.constexpr):
-    x_tiles, weight_tiles = tiles
-    down, across, turns = shape
+def _load(x, weight, tiles, free, shape, GROUPS: gl.constexpr, STAGES: gl.constexpr):
+    x_tiles, weight_tiles, ready = tiles
+    down, across, steps = shape
     ROWS: gl.constexpr = x.block_shape[0]
     DEPTH: gl.constexpr = x.block_shape[1]
     turn = 0
     for tile in range(gl.program_id(0), down * across, gl.num_programs(0)):
-        row, column = _place(tile, down, across, STRIP)
-        for step in range(turns):
+        row, column = _place(tile, down, across)
+        for step in range(steps):
             slot = turn % STAGES
             mbarrier.wait(free.index(slot), (turn // STAGES & 1) ^ 1)
-            mbarrier.expect(ready.index(slot), GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
+            arrived = ready.index(slot)
+            mbarrier.expect(arrived, GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
             for group in gl.static_range(GROUPS):
-                tma.async_copy_global_to_shared(
-                    x, [(row * GROUPS + group) * ROWS, step * DEPTH], ready.index(slot), x_tiles.index(slot * GROUPS + group)
-                )
-            tma.async_copy_global_to_shared(
-                weight, [column * weight.block_shape[0], step * DEPTH], ready.index(slot), weight_tiles.index(slot)
-            )
+                at = [(row * GROUPS + group) * ROWS, step * DEPTH]
+                tma.async_copy_global_to_shared(x, at, arrived, x_tiles.index(slot * GROUPS + group))
+            at = [column * weight.block_shape[0], step * DEPTH]
+            tma.async_copy_global_to_shared(weight, at, arrived, weight_tiles.index(slot))
             turn += 1
 
 
 @gluon.jit
 def _activate(both, layout: gl.constexpr):
-    """[rows, columns] in turns of gate and up -> [rows, columns / 2]; nothing moves between threads."""
+    """[rows, columns] in turns of gate and up -> [rows, columns / 2]."""
     ROWS: gl.constexpr = both.shape[0]
     COLUMNS: gl.constexpr = both.shape[1]
-    turns = both.reshape([ROWS, COLUMNS // (2 * TURN), 2, TURN]).permute((0, 1, 3, 2))
-    gate, up = gl.split(turns)
+    gate, up = gl.split(both.reshape([ROWS, COLUMNS // (2 * TURN), 2, TURN]).permute((0, 1, 3, 2)))
     out = gate / (1.0 + gl.exp2(-LOG2E * gate)) * up
     return gl.convert_layout(out.reshape([ROWS, COLUMNS // 2]), layout, assert_trivial=True)
 
 
 @gluon.jit
-def _multiply(out, tiles, out_tiles, ready, free, shape, group: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr,
-              STRIP: gl.constexpr):  # fmt: skip
-    """One group's rows of every tile of this program."""
-    x_tiles, weight_tiles = tiles
-    down, across, turns = shape
-    ROWS: gl.constexpr = x_tiles.shape[1]
-    COLUMNS: gl.constexpr = weight_tiles.shape[1]
-    WIDE: gl.constexpr = COLUMNS if GROUPS == 2 else COLUMNS // 2
+def _start(acc, tiles, turn, group: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr, ADD: gl.constexpr):
+    """One product of a group's rows and a tile of the weight, when they have arrived; it goes on meanwhile."""
+    x_tiles, weight_tiles, ready = tiles
+    slot = turn % STAGES
+    mbarrier.wait(ready.index(slot), turn // STAGES & 1)
+    rows = x_tiles.index(slot * GROUPS + group)
+    return warpgroup_mma(rows, weight_tiles.index(slot).permute((1, 0)), acc, use_acc=ADD, is_async=True)
+
+
+@gluon.jit
+def _multiply(out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr):
+    """One group's rows of every tile of this program.
+
+    A product's tiles are free when the next product has been started and it has ended: the tensor cores never wait for us.
+    """
+    down, across, steps = shape
+    ROWS: gl.constexpr = out_tile.shape[0]
+    COLUMNS: gl.constexpr = 2 * out_tile.shape[1]
+    WIDE: gl.constexpr = (
+        COLUMNS if GROUPS == 2 else COLUMNS // 2
+    )  # one product's registers, where threads get 128 to begin with
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
     half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE // 2, 16])
-    out_tile = out_tiles.index(group)
     none = gl.zeros([ROWS, COLUMNS], gl.float32, layout)
     turn = 0
     for tile in range(gl.program_id(0), down * across, gl.num_programs(0)):
-        row, column = _place(tile, down, across, STRIP)
-        slot = turn % STAGES
-        mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-        first = warpgroup_mma(
-            x_tiles.index(slot * GROUPS + group), weight_tiles.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
-        )
-        acc = warpgroup_mma_wait(1, deps=[first])
-        for _ in range(1, turns):
-            last = slot
+        row, column = _place(tile, down, across)
+        product = _start(none, tiles, turn, group, GROUPS, STAGES, False)
+        acc = warpgroup_mma_wait(1, deps=[product])
+        for _ in range(1, steps):
             turn += 1
-            slot = turn % STAGES
-            mbarrier.wait(ready.index(slot), turn // STAGES & 1)
-            product = warpgroup_mma(
-                x_tiles.index(slot * GROUPS + group), weight_tiles.index(slot).permute((1, 0)), acc, is_async=True
-            )
+            product = _start(acc, tiles, turn, group, GROUPS, STAGES, True)
             acc = warpgroup_mma_wait(1, deps=[product])
-            mbarrier.arrive(free.index(last), count=1)
+            mbarrier.arrive(free.index((turn - 1) % STAGES), count=1)
         acc = warpgroup_mma_wait(0, deps=[acc])
-        mbarrier.arrive(free.index(slot), count=1)
+        mbarrier.arrive(free.index(turn % STAGES), count=1)
         turn += 1
         found = _activate(acc, half).to(out.dtype)
         tma.store_wait(0)
@@ -138,9 +128,8 @@ def _multiply(out, tiles, out_tiles, ready, free, shape, group: gl.constexpr, GR
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["down", "across", "turns"])
-def _swiglu(x, weight, out, down, across, turns, GROUPS: gl.constexpr, STAGES: gl.constexpr, STRIP: gl.constexpr,
-            REGISTERS: gl.constexpr):  # fmt: skip
+@gluon.jit(do_not_specialize=["down", "across", "steps"])
+def _swiglu(x, weight, out, down, across, steps, GROUPS: gl.constexpr, STAGES: gl.constexpr):
     ROWS: gl.constexpr = x.block_shape[0]
     DEPTH: gl.constexpr = x.block_shape[1]
     COLUMNS: gl.constexpr = weight.block_shape[0]
@@ -153,41 +142,46 @@ def _swiglu(x, weight, out, down, across, turns, GROUPS: gl.constexpr, STAGES: g
         mbarrier.init(ready.index(slot), count=1)
         mbarrier.init(free.index(slot), count=GROUPS)
     fence_async_shared()
-    tiles = (x_tiles, weight_tiles)
-    shape = (down, across, turns)
+    tiles = (x_tiles, weight_tiles, ready)
+    shape = (down, across, steps)
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_multiply, (out, tiles, out_tiles, ready, free, shape, 0, GROUPS, STAGES, STRIP)),
-                (_multiply, (out, tiles, out_tiles, ready, free, shape, 1, GROUPS, STAGES, STRIP)),
-                (_load, (x, weight, tiles, ready, free, shape, GROUPS, STAGES, STRIP)),
+                (_multiply, (out, out_tiles.index(0), tiles, free, shape, 0, GROUPS, STAGES)),
+                (_multiply, (out, out_tiles.index(1), tiles, free, shape, 1, GROUPS, STAGES)),
+                (_load, (x, weight, tiles, free, shape, GROUPS, STAGES)),
             ],
             [4, 1],
-            [REGISTERS, 24],
+            [240, 24],
         )
     else:
         gl.warp_specialize(
             [
-                (_multiply, (out, tiles, out_tiles, ready, free, shape, 0, GROUPS, STAGES, STRIP)),
-                (_multiply, (out, tiles, out_tiles, ready, free, shape, 1, GROUPS, STAGES, STRIP)),
-                (_multiply, (out, tiles, out_tiles, ready, free, shape, 2, GROUPS, STAGES, STRIP)),
-                (_load, (x, weight, tiles, ready, free, shape, GROUPS, STAGES, STRIP)),
+                (_multiply, (out, out_tiles.index(0), tiles, free, shape, 0, GROUPS, STAGES)),
+                (_multiply, (out, out_tiles.index(1), tiles, free, shape, 1, GROUPS, STAGES)),
+                (_multiply, (out, out_tiles.index(2), tiles, free, shape, 2, GROUPS, STAGES)),
+                (_load, (x, weight, tiles, free, shape, GROUPS, STAGES)),
             ],
             [4, 4, 1],
-            [REGISTERS, REGISTERS, 24],
+            [160, 160, 24],
         )
 
 
-def serves(hidden: int, wide: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """The copy engine moves rows of whole 16 bytes, and turns are of 8 rows."""
-    halves = dtype in (torch.bfloat16, torch.float16)
-    whole = hidden % 8 == 0 and wide % TURN.value == 0
-    return halves and whole and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+def serves(weight: Tensor) -> bool:
+    """The copy engine moves rows of whole 16 bytes."""
+    halves = weight.dtype in (torch.bfloat16, torch.float16)
+    whole = weight.shape[0] % (2 * TURN.value) == 0 and weight.shape[1] % 8 == 0
+    return halves and whole and weight.is_cuda and torch.cuda.get_device_capability(weight.device)[0] == 9
 
 
-def interleaved(gate_up: Tensor) -> Tensor:
-    """Rows of gate, then of up [2 * wide, hidden] -> the same rows in turns of 8."""
-    return gate_up.unflatten(0, (2, -1, TURN.value)).transpose(0, 1).flatten(0, 2)
+def groups_for(tokens: int, columns: int, processors: int) -> int:
+    """Two or three: those whose last tiles end first. Processors take tiles of equal size, so some idle at the end."""
+
+    def ends(groups: int) -> float:
+        tiles = -(-tokens // (groups * ROWS)) * -(-columns // COLUMNS)
+        return -(-tiles // processors) * groups * PACE[groups]
+
+    return min(STAGES, key=ends)
 
 
 @cache
@@ -200,12 +194,14 @@ def _described(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(tensor, [rows, columns], gl.NVMMASharedLayout.get_default_for([rows, columns], element))
 
 
-def swiglu(x: Tensor, weight: Tensor, tile: Tile = TILE) -> Tensor:
-    """[tokens, wide]; `weight` as `interleaved` gives it; tokens >= 1."""
+def swiglu(x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
+    """[tokens, wide]; at least one token. `groups`: 2 or 3, else what suits the number of tokens."""
+    processors = _processors(x.device)
+    groups = groups or groups_for(len(x), len(weight), processors)
     out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
-    down, across = -(-len(x) // (tile.groups * tile.rows)), -(-len(weight) // tile.columns)
-    _swiglu[(min(down * across, _processors(x.device)),)](
-        _described(x, tile.rows, DEPTH), _described(weight, tile.columns, DEPTH), _described(out, tile.rows, tile.columns // 2),
-        down, across, -(-x.shape[1] // DEPTH), tile.groups, tile.stages, tile.strip, REGISTERS[tile.groups], num_warps=4,
+    down, across, steps = -(-len(x) // (groups * ROWS)), -(-len(weight) // COLUMNS), -(-x.shape[1] // DEPTH)
+    _swiglu[(min(down * across, processors),)](
+        _described(x, ROWS, DEPTH), _described(weight, COLUMNS, DEPTH), _described(out, ROWS, COLUMNS // 2),
+        down, across, steps, groups, STAGES[groups], num_warps=4,
     )  # fmt: skip
     return out
