@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from services.engine.checkpoint import Checkpoint
-from services.engine.linear import Form, Grouped, Matrix, dense, stack
+from services.engine.form import Form
+from services.engine.matrix import Grouped, Matrix, dense, stack
 from services.engine.spec import BadModel, ModelSpec
 
 Maker = Callable[[Matrix], Form]

@@ -14,7 +14,7 @@ from services.engine.gpu.gated import Gated
 from services.engine.gpu.llama import Llama, NormWeight
 from services.engine.gpu.product import Fixed, Product
 from services.engine.gpu.tune import tune
-from services.engine.linear import dense
+from services.engine.matrix import dense
 from services.engine.plan import Limits
 from services.engine.spec import BadModel, ModelSpec, from_config
 from services.engine.weights import Makers, Parameters, Random, load

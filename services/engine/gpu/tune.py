@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from services.engine.linear import Form
+from services.engine.form import Form
 
 ROTATE = 4  # weights that a measurement takes in turn, so that none is found in the cache
 BETTER = 0.98  # of the library's time, for our own to be chosen
