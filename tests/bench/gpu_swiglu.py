@@ -59,6 +59,15 @@ def sustained(calls: list[Timed]) -> float:
     return median(graph.replay, max(5, int(SUSTAINED / once))) / len(calls)
 
 
+def host(call: Timed) -> float:
+    """Seconds that starting it takes the host."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for _ in range(20):
+        call()
+    return (time.perf_counter() - begin) / 20
+
+
 def apart(x: Tensor, weight: Tensor) -> Tensor:
     return silu_mul(linear(x, weight))
 
@@ -74,7 +83,7 @@ def measure(tokens: int, ways: dict[str, Way], weights: list[Tensor], passes: in
         middle = statistics.median(took)
         yield {"what": "time", "tokens": tokens, "by": way, "ms": round(middle * 1e3, 4),
                "tflop_s": round(4 * tokens * HIDDEN * WIDE / middle / 1e12, 1),
-               "runs": [round(one * 1e3, 4) for one in took]}  # fmt: skip
+               "host_us": round(host(partial(ways[way], x, weights[0])) * 1e6, 1), "runs": [round(one * 1e3, 4) for one in took]}  # fmt: skip
 
 
 def rows(tokens: list[int], groups: list[int], passes: int) -> Iterator[dict[str, Any]]:
