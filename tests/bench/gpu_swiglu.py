@@ -83,7 +83,8 @@ def measure(tokens: int, ways: dict[str, Way], weights: list[Tensor], passes: in
         middle = statistics.median(took)
         yield {"what": "time", "tokens": tokens, "by": way, "ms": round(middle * 1e3, 4),
                "tflop_s": round(4 * tokens * HIDDEN * WIDE / middle / 1e12, 1),
-               "host_us": round(host(partial(ways[way], x, weights[0])) * 1e6, 1), "runs": [round(one * 1e3, 4) for one in took]}  # fmt: skip
+               "host_us": round(host(partial(ways[way], x, weights[0])) * 1e6, 1),
+               "runs": [round(one * 1e3, 4) for one in took]}  # fmt: skip
 
 
 def rows(tokens: list[int], groups: list[int], passes: int) -> Iterator[dict[str, Any]]:
