@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels import silu_mul
+from kernels.hopper_tma import load, store
 from kernels.silu_mul import TURN
 
 LOG2E = gl.constexpr(1.4426950408889634)
@@ -66,9 +67,9 @@ def _load(x, weight, tiles, free, shape, GROUPS: gl.constexpr, STAGES: gl.conste
             mbarrier.expect(arrived, GROUPS * x.block_type.nbytes + weight.block_type.nbytes)
             for group in gl.static_range(GROUPS):
                 at = [(row * GROUPS + group) * ROWS, step * DEPTH]
-                tma.async_copy_global_to_shared(x, at, arrived, x_tiles.index(slot * GROUPS + group))
+                load(x, at, arrived, x_tiles.index(slot * GROUPS + group))
             at = [column * weight.block_shape[0], step * DEPTH]
-            tma.async_copy_global_to_shared(weight, at, arrived, weight_tiles.index(slot))
+            load(weight, at, arrived, weight_tiles.index(slot))
             turn += 1
 
 
@@ -124,7 +125,7 @@ def _multiply(out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl
         tma.store_wait(0)
         out_tile.store(found)
         fence_async_shared()
-        tma.async_copy_shared_to_global(out, [(row * GROUPS + group) * ROWS, column * (COLUMNS // 2)], out_tile)
+        store(out, [(row * GROUPS + group) * ROWS, column * (COLUMNS // 2)], out_tile)
     tma.store_wait(0)
 
 
