@@ -17,11 +17,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernels.hopper_tma import load
 
 LOG2E = gl.constexpr(1.4426950408889634)
 LOWEST = gl.constexpr(-1.0e30)  # the first peak, finite: a query that sees nothing of its first tile must not make a NaN
@@ -66,10 +67,10 @@ def _load(keys, values, k_tiles, v_tiles, k_ready, v_ready, k_free, v_free, star
         at = start + (count - 1 - turn) * KEYS
         mbarrier.wait(k_free.index(slot), phase)
         mbarrier.expect(k_ready.index(slot), keys.block_type.nbytes)
-        tma.async_copy_global_to_shared(keys, [at, column], k_ready.index(slot), k_tiles.index(slot))
+        load(keys, [at, column], k_ready.index(slot), k_tiles.index(slot))
         mbarrier.wait(v_free.index(slot), phase)
         mbarrier.expect(v_ready.index(slot), values.block_type.nbytes)
-        tma.async_copy_global_to_shared(values, [at, column], v_ready.index(slot), v_tiles.index(slot))
+        load(values, [at, column], v_ready.index(slot), v_tiles.index(slot))
 
 
 @gluon.jit
@@ -189,7 +190,7 @@ def _prefill(query, keys, values, starts, firsts, ends, tiles, out, scale, out_r
     fence_async_shared()
     mbarrier.expect(q_ready, 2 * query.block_type.nbytes)
     for part in gl.static_range(2):
-        tma.async_copy_global_to_shared(query, [begin + first + part * half, head * DIM], q_ready, q_tiles.index(part))
+        load(query, [begin + first + part * half, head * DIM], q_ready, q_tiles.index(part))
     place = out + head * out_head
     shared = (q_tiles, k_tiles, v_tiles, q_ready, k_ready, v_ready, k_free, v_free)
     common = (shared, (place, scale * LOG2E, begin, first, new, offset, count, masked, out_row))

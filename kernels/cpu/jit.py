@@ -76,6 +76,11 @@ class Function:
             known = ir.Function(self.module, ir.FunctionType(result, [value.type for value in values]), name)
         return self.build.call(known, values)
 
+    def machine(self, text: str, constraints: str, *values: Value) -> Value:
+        """An instruction as it is, where LLVM would find another for the intrinsic; the result is of the first operand's type."""
+        kind = ir.FunctionType(values[0].type, [value.type for value in values])
+        return self.build.asm(kind, text, constraints, values, side_effect=False)
+
     def same(self, name: str, *values: Value) -> Value:
         """An intrinsic that is overloaded on its operands' type, which is also its result's."""
         kind = values[0].type
@@ -147,10 +152,15 @@ class Function:
 
 
 @functools.cache
+def has(*names: str) -> bool:
+    """Whether this machine has these instructions, by LLVM's names."""
+    features = binding.get_host_cpu_features()
+    return all(features.get(name, False) for name in names)
+
+
 def available() -> bool:
     """Whether this machine can run the kernels: x86-64 with the instructions they name."""
-    features = binding.get_host_cpu_features()
-    return struct.calcsize("P") == 8 and all(features.get(name, False) for name in NEEDED)
+    return struct.calcsize("P") == 8 and has(*NEEDED)
 
 
 _engines: list[Any] = []  # own the machine code, which lives as long as the process
@@ -160,6 +170,7 @@ def compile(module: Value) -> Callable[[str], int]:
     """Machine code for this very processor; the answer gives the address of each function."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
+    binding.initialize_native_asmparser()
     parsed = binding.parse_assembly(str(module))
     target = binding.Target.from_default_triple().create_target_machine(
         cpu=binding.get_host_cpu_name(), features=binding.get_host_cpu_features().flatten(), opt=3

@@ -14,7 +14,7 @@ from gguf.gguf_reader import ReaderTensor
 from safetensors import SafetensorError, safe_open
 
 from services.engine.gguf_file import open_gguf
-from services.engine.linear import GROUP, Grouped, Matrix
+from services.engine.matrix import GROUP, Grouped, Matrix
 from services.engine.spec import BadModel, ModelSpec, from_config
 
 # Hub name (inside its layer, where it has one) to GGUF name.

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import grouped, jit
-from services.engine.linear import FORMS, Before, Form, Grouped, Matrix, Native, int8_is_exact, plain
+from services.engine.form import Before, Form, plain
+from services.engine.linear import FORMS, Native, int8_is_exact
+from services.engine.matrix import Grouped, Matrix
 
 MEASURED = (1, 4, 8, 16, 64)  # numbers of rows at which forms are compared
 SPREAD = 0.65  # the short calls around an int8 product are not shared by threads; these forms are one call

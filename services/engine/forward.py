@@ -61,7 +61,7 @@ class Forward:
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
         make, make_head = _makers(checkpoint, dtype)
         with torch.inference_mode(), _one_thread():
-            parameters = load(checkpoint, Makers(make, make_head, Norm, kind))
+            parameters = load(checkpoint, Makers(make, make, make_head, Norm, kind))
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
             together = Layers(self.spec, parameters.layers, self.pages, limits.max_running) if self.pages.native else None
             self.model = Llama(self.spec, parameters, together)

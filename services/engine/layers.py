@@ -13,7 +13,8 @@ from kernels.cpu.decode import Shared, Step, task
 from kernels.cpu.team import Program, Task
 from services.engine.attention import LayerPages, Pages
 from services.engine.choose import native_at
-from services.engine.linear import Form, Native, gate
+from services.engine.form import Form, gate
+from services.engine.linear import Native
 from services.engine.norm import Norm
 from services.engine.spec import ModelSpec
 from services.engine.weights import Layer

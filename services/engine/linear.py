@@ -1,80 +1,21 @@
-"""Linear layers y = x Wᵀ in several forms, and the weights they are made from."""
+"""Linear layers y = x Wᵀ on a CPU, in several forms."""
 
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from kernels.cpu import grouped
 from kernels.cpu.team import Task
+from services.engine.form import Before, Form, gate, plain
+from services.engine.matrix import GROUP, Grouped, Matrix, dense
 from services.engine.norm import Norm
 
-GROUP = 32  # columns that share a scale in GGUF's 4-bit forms
 BLOCK = 64  # columns that a Hadamard turn mixes, at most
 TINY = 1e-12  # keeps a row of zeros from dividing by zero
-
-
-@dataclass(frozen=True, slots=True)
-class Grouped:
-    """A 4-bit matrix as GGUF has it: w = codes * scale + floor, with one scale and floor per 32 columns.
-
-    codes [rows, columns] uint8 in 0..15, scale and floor [rows, columns / 32] float32.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    floor: Tensor
-
-    def rows(self, order: Tensor) -> "Grouped":
-        return Grouped(self.codes[order], self.scale[order], self.floor[order])
-
-    def dense(self) -> Tensor:
-        groups = self.codes.view(*self.scale.shape, GROUP)  # [rows, groups, 32]
-        return torch.addcmul(self.floor.unsqueeze(-1), groups, self.scale.unsqueeze(-1)).view(self.codes.shape)
-
-
-Matrix = Tensor | Grouped
-
-
-def dense(matrix: Matrix) -> Tensor:
-    return matrix.dense() if isinstance(matrix, Grouped) else matrix
-
-
-def stack(matrices: list[Matrix]) -> Matrix:
-    """One matrix of all rows: a fused layer. Stays 4-bit if all are."""
-    grouped = [m for m in matrices if isinstance(m, Grouped)]
-    if len(grouped) < len(matrices):
-        return torch.cat([dense(m) for m in matrices])
-    codes, scales, floors = zip(*((m.codes, m.scale, m.floor) for m in grouped), strict=True)
-    return Grouped(torch.cat(codes), torch.cat(scales), torch.cat(floors))
-
-
-Before = Callable[[Tensor], Tensor]  # what a layer does to its input first: a Norm, `gate`, or nothing
-
-
-def plain(x: Tensor) -> Tensor:
-    return x
-
-
-def gate(x: Tensor) -> Tensor:
-    """[rows, 2 * columns] -> [rows, columns]: the first half, through silu, opens the second."""
-    opening, passing = x.chunk(2, dim=1)
-    return silu(opening).mul_(passing)
-
-
-class Form:
-    """y = before(x) Wᵀ, added to `onto` (whose memory it may reuse) if that is given. Rows are of any float type."""
-
-    def __call__(self, x: Tensor, before: Before = plain, onto: Tensor | None = None) -> Tensor:
-        y = self.product(before(x))
-        return y if onto is None else onto + y
-
-    def product(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class Native(Form):

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from services.engine.attention import Attention, LayerPages, NativeAttention, Pages
 from services.engine.batch import Batch
+from services.engine.form import gate
 from services.engine.layers import Layers
-from services.engine.linear import gate
 from services.engine.norm import Norm
 from services.engine.spec import ModelSpec
 from services.engine.weights import Layer, Parameters

@@ -11,8 +11,10 @@ LEAN = 0.3  # how far one measurement moves an average
 LEAST_TOKENS = 64  # a measurement of less tells little, and fetching less gains little
 LATENCY_S = 0.002  # of asking, beside the bytes
 LONGEST_S = 2.0  # that a fetch may take, however long the prefill
-MEMORY, NETWORK = 4e9, 1e9  # bytes/s, until measured
-FORGET = 0.05  # how far an estimate goes back to the guess each time it decides against fetching
+# Bytes/s until measured: what good machines do. Too low a guess would never be tried, so never be corrected; too high a one
+# costs one fetch, which ends when the prefill would have.
+MEMORY, NETWORK = 20e9, 2e9
+FORGET = 0.01  # how far an estimate goes back to the guess each time it decides against fetching
 
 
 class Rate:

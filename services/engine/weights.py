@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from services.engine.checkpoint import Checkpoint
-from services.engine.linear import Form, Grouped, Matrix, dense, stack
+from services.engine.form import Form
+from services.engine.matrix import Grouped, Matrix, dense, stack
 from services.engine.spec import BadModel, ModelSpec
 
 Maker = Callable[[Matrix], Form]
@@ -23,7 +24,7 @@ class Layer(Generic[Norm]):
     qk_norm: Norm | None  # [heads + kv_heads, head_dim]
     out: Form  # heads * head_dim -> hidden
     mlp_norm: Norm
-    gate_up: Form  # hidden -> 2 * intermediate
+    gate_up: Form  # hidden -> 2 * intermediate, or the activation of these as well: -> intermediate
     down: Form  # intermediate -> hidden
 
 
@@ -41,6 +42,7 @@ class Makers(Generic[Norm]):
     """What a backend makes of matrices and of norms' weights; `dtype` is the embedding's."""
 
     layer: Maker
+    gate_up: Maker
     head: Maker
     norm: Callable[[Tensor, float], Norm]
     dtype: torch.dtype
@@ -135,7 +137,7 @@ def _layer(take: Source, spec: ModelSpec, makers: Makers[Norm], index: int, *, p
         qk_norm=norm(_qk_norm(take, spec, at, order), spec.rms_eps) if spec.qk_norm else None,
         out=make(take.matrix(at + "self_attn.o_proj.weight", hidden, spec.heads * spec.head_dim)),
         mlp_norm=norm(take.vector(at + "post_attention_layernorm.weight", hidden), spec.rms_eps),
-        gate_up=make(stack([take.matrix(f"{at}mlp.{n}_proj.weight", wide, hidden) for n in ("gate", "up")])),
+        gate_up=makers.gate_up(stack([take.matrix(f"{at}mlp.{n}_proj.weight", wide, hidden) for n in ("gate", "up")])),
         down=make(take.matrix(at + "mlp.down_proj.weight", hidden, wide)),
     )
 

@@ -45,7 +45,9 @@ class Peer:
     def __init__(self, path: str, threads: int) -> None:
         C.llama_log_set(_SILENT, None)
         C.llama_backend_init()
-        model = C.llama_model_load_from_file(path.encode(), C.llama_model_default_params())
+        params = C.llama_model_default_params()
+        params.use_extra_bufts = False  # the weights' copies for AMX: version 0.3.36 crashes with them on some machines
+        model = C.llama_model_load_from_file(path.encode(), params)
         if model is None:
             raise SystemExit(f"cannot load {path}")
         self.model, self.threads = model, threads

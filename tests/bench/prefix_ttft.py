@@ -41,14 +41,15 @@ async def ttft_ms(client: Client, tokens: list[int]) -> tuple[float, int]:
 async def rounds(mesh: EngineMesh, tokens: int, repeat: int) -> dict[str, list[float]]:
     took: dict[str, list[float]] = {case: [] for case in CASES}
     async with Client(mesh.url) as client:
-        for _ in range(repeat + 1):
+        for number in range(repeat + 1):
             asked = prompt(tokens)
             for case, between in (("cold", False), ("engine", False), ("cache", True)):
                 if between:
                     await ttft_ms(client, prompt(tokens))
                 await asyncio.sleep(1 + tokens / 4000)  # what was computed is stored in the background
                 ms, found = await ttft_ms(client, asked)
-                assert (found > 0) == (case != "cold"), (case, found)
+                # The first fetch from a cache ends when the prefill would have: its speed is not known yet.
+                assert found == 0 if case == "cold" else found > 0.9 * tokens or not number, (case, found)
                 took[case].append(ms)
     return {case: times[1:] for case, times in took.items()}  # the first round warms everything up
 

@@ -6,7 +6,9 @@ import torch
 from kernels.cpu import jit
 from services.engine import linear
 from services.engine.choose import Best, Chosen
-from services.engine.linear import FORMS, Dense, Grouped, gate, plain, stack
+from services.engine.form import gate, plain
+from services.engine.linear import FORMS, Dense
+from services.engine.matrix import Grouped, stack
 from services.engine.norm import Norm
 
 exact = pytest.mark.skipif(not linear.int8_is_exact(), reason="this processor cuts off sums of 8-bit products")

@@ -35,7 +35,7 @@ def test_rms_norm(tokens: int, hidden: int, adds: bool, device: torch.device, dt
     assert error(residual, total) < least(dtype)
 
 
-@pytest.mark.parametrize(("tokens", "wide"), [(1, 96), (3, 1536), (70, 131)])
+@pytest.mark.parametrize(("tokens", "wide"), [(1, 96), (3, 1536), (70, 136)])
 def test_silu_mul(tokens: int, wide: int, device: torch.device, dtype: torch.dtype) -> None:
     both = strided(random(tokens, 2 * wide, dtype=dtype, device=device))
     assert error(silu_mul.silu_mul(both), silu_mul.reference(both)) < least(dtype)

@@ -57,7 +57,7 @@ class RunningMesh:
         }
         self.children: dict[str, Child] = {}
         self.tasks: list[asyncio.Task[None]] = []
-        name = MeshConfig(id="test", model=self.model).served_name
+        name = MeshConfig(id="test", model=self.model, model_shape=self.env.get("HEADRACE_MODEL_SHAPE", "")).served_name
         self.bus = Bus(self.url_as("operator"), name)
 
     @property
@@ -110,6 +110,13 @@ class RunningMesh:
 
     async def until_ready(self, timeout_s: float = 60) -> None:
         """Every process is ready, and every streamer has seen so."""
+        missing: list[str] = []
+        try:
+            await self._until_ready(timeout_s, missing)
+        except TimeoutError:
+            raise TimeoutError(f"not ready after {timeout_s} s: {', '.join(missing)}") from None
+
+    async def _until_ready(self, timeout_s: float, missing: list[str]) -> None:
         async with asyncio.timeout(timeout_s):
             while True:
                 # The last heartbeat of a process that was killed is still there.
@@ -117,7 +124,8 @@ class RunningMesh:
                     child.process.pid for child in self.children.values() if child.process and child.process.returncode is None
                 }
                 ready = [beat for beat in await self.bus.members() if beat.ready and beat.pid in alive]
-                if all(sum(beat.stage == stage for beat in ready) >= n for stage, n in self.counts.items()):
+                missing[:] = [name for name, n in self.counts.items() if sum(beat.stage == name for beat in ready) < n]
+                if not missing:
                     break
                 for task in self.tasks:
                     if task.done():

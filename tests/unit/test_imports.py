@@ -18,9 +18,11 @@ DEVICE = {
     "checkpoint",
     "choose",
     "ferry",
+    "form",
     "forward",
     "layers",
     "linear",
+    "matrix",
     "model",
     "norm",
     "sample",
@@ -86,6 +88,12 @@ def test_law(path: Path) -> None:
 def test_policy_is_pure(module: str) -> None:
     """Importing it brings neither torch, nor a broker client, nor a web server, nor an event loop."""
     code = f"import sys, {module}; print(*(m for m in ('torch', 'redis', 'aiohttp', 'asyncio', 'uvloop') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_gpu_engine_needs_no_kernels_for_cpus() -> None:
+    code = "import sys, services.engine.gpu.build; print(*(m for m in sys.modules if m.startswith('kernels.cpu')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

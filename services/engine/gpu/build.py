@@ -5,17 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from kernels.matmul import matmul
+from kernels.silu_mul import TURN
 from services.engine.checkpoint import open_checkpoint
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.device import Gpu
+from services.engine.gpu.gated import Gated
 from services.engine.gpu.llama import Llama, NormWeight
-from services.engine.gpu.product import Product, tune
-from services.engine.linear import Form, dense
+from services.engine.gpu.product import Fixed, Product
+from services.engine.gpu.tune import tune
+from services.engine.matrix import dense
 from services.engine.plan import Limits
-from services.engine.spec import ModelSpec, from_config
+from services.engine.spec import BadModel, ModelSpec, from_config
 from services.engine.weights import Makers, Parameters, Random, load
 from services.engine.weights import build as assemble
 from shared.config import ConfigError, EngineConfig
@@ -24,16 +25,6 @@ from shared.shapes import SHAPES
 GPU = Limits(max_running=512, token_budget=2048, prefill_budget=8192)
 TRIAL = 2  # blocks beyond those of the largest prefill, while the memory of a step is measured
 LOGITS = 3  # times the logits of a full step: they are copied where they are edited, and for logprobs
-
-
-class Fixed(Form):
-    """A layer whose answer to a row is the same, bit for bit, whatever the other rows are."""
-
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.weight, self.dtype = weight, dtype
-
-    def product(self, x: Tensor) -> Tensor:
-        return matmul(x, self.weight, self.dtype)
 
 
 def build(config: EngineConfig, name: str) -> Gpu:
@@ -74,6 +65,7 @@ def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tup
     form = Fixed if config.deterministic else Product
     makers = Makers(
         layer=lambda matrix: form(dense(matrix).to(dtype), dtype),
+        gate_up=lambda matrix: Gated(dense(matrix).to(dtype), dtype, form),
         head=lambda matrix: form(dense(matrix).to(dtype), torch.float32),  # near logits would be equal in bfloat16
         norm=lambda weight, eps: NormWeight(weight.to(dtype), eps),
         dtype=dtype,
@@ -82,6 +74,8 @@ def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tup
         spec = from_config(SHAPES[config.model_shape])
         return spec, assemble(spec, Random(device, dtype), makers, paired=True)
     checkpoint = open_checkpoint(Path(config.model), str(device))
+    if checkpoint.spec.intermediate % TURN.value:
+        raise BadModel(f"on a GPU, intermediate_size must be a multiple of {TURN.value}; use HEADRACE_ENGINE_DEVICE=cpu")
     return checkpoint.spec, load(checkpoint, makers)
 
 

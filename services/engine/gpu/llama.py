@@ -12,7 +12,6 @@ from torch import Tensor
 from kernels.embed import embed
 from kernels.rms_norm import rms_norm
 from kernels.rope import rope
-from kernels.silu_mul import silu_mul
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.inputs import Arrays, Step, Tables
 from services.engine.spec import ModelSpec
@@ -59,7 +58,7 @@ class Llama:
     def mlp(self, x: Tensor, residual: Tensor, layer: Layer[NormWeight]) -> Tensor:
         """What the layer's second half adds; `x` is what its first half added."""
         x = rms_norm(residual, layer.mlp_norm.weight, self.spec.rms_eps, x)
-        added: Tensor = layer.down(silu_mul(layer.gate_up(x)))
+        added: Tensor = layer.down(layer.gate_up(x))
         return added
 
     def last(self, x: Tensor, residual: Tensor, positions: Tensor, slots: Tensor, arrays: Arrays, step: Step,

@@ -1,0 +1,49 @@
+"""Gate, up and activation: both ways give the same, and the kernel is used from where it won and went on winning."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.hopper_swiglu import reference, serves
+from services.engine.gpu.gated import Gated
+from services.engine.gpu.product import Product
+from services.engine.spec import BadModel
+from tests.engine.conftest import Writer
+from tests.engine.gpu.conftest import Opener
+from tests.engine.reference import make_config, make_tensors
+from tests.kernels.paged import error, random
+
+
+def made(device: torch.device, dtype: torch.dtype) -> tuple[Gated, Tensor]:
+    """A layer and an input of 130 rows."""
+    weight = random(2 * 136, 64, dtype=dtype, device=device) / 8
+    return Gated(weight, dtype, Product), random(130, 64, dtype=dtype, device=device)
+
+
+def test_apart() -> None:
+    gated, x = made(torch.device("cpu"), torch.float32)
+    assert error(gated(x), reference(x, gated.weight)) < 1e-5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_both_ways() -> None:
+    gated, x = made(torch.device("cuda"), torch.bfloat16)
+    if not serves(gated.weight):
+        pytest.skip("needs a Hopper GPU")
+    gated.least = 130
+    wanted = reference(x, gated.weight)
+    assert error(gated(x), wanted) < 3e-3
+    assert error(gated(x[:129]), wanted[:129]) < 6e-3
+
+
+def test_from_where_it_goes_on_winning() -> None:
+    gated, _ = made(torch.device("cpu"), torch.float32)
+    for rows, won in ((512, False), (1024, True), (2048, False), (4096, True), (8192, True)):
+        gated.choose(rows, [rows] if won else [])
+    assert gated.least == 4096
+
+
+def test_a_width_that_has_no_turns_is_refused(hub: Writer, open_gpu: Opener) -> None:
+    config = make_config("LlamaForCausalLM", intermediate_size=92)
+    with pytest.raises(BadModel, match="multiple of 8"):
+        open_gpu(hub(config, make_tensors(config)))
