@@ -57,10 +57,8 @@ def pack(prompt: Sequence[int], placement: Placement, root: bytes, block_size: i
         made.append(_part((*head, *prompt[first:end]), len(head), (*before, *runs), root, block_size))
         first = end
     shared = [part.tokens[block * block_size + at] for part in made for block in part.whole for at in range(block_size)]
-    own, places = (
-        [*(part.tokens[place] for part in made for place in part.loose), *prompt[first:]],
-        _places(first, placement.rest),
-    )
+    loose = [part.tokens[place] for part in made for place in part.loose]
+    own, places = [*loose, *prompt[first:]], _places(first, placement.rest)
     start = branch(root, *(part.hashes[-1] for part in made), pack_ids(part.length for part in made), _packed(places))
     hashes = [part.hashes[block] for part in made for block in part.whole]
     return Packed(shared + own, tuple(made), places, start, hashes + chain(start, pack_ids(own), block_size))

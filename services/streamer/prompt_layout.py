@@ -63,10 +63,10 @@ def lay_out(schema: Schema, use: Use, prompt: Prompt | bytes, tokens: Count, mar
         part = scaffold.get(module.name, module.name)
         texts[part] = texts.get(part, ()) + where[module.name].texts
     arguments = tuple(
-        (where[module.name].parameters[name], argument)
+        (position, argument)
         for module in modules
-        for name, argument in use.arguments.get(module.name, {}).items()
-        if argument
+        for name, position in where[module.name].parameters.items()
+        if (argument := use.arguments.get(module.name, {}).get(name))
     )
     return begun(mark, prompt), Layout(mark=mark, parts=tuple(filter(None, texts.values())), arguments=arguments, end=end)
 

@@ -34,6 +34,7 @@ def test_what_is_chosen_stands_where_it_stands() -> None:
     chosen = layout("plan", "sea", plan={"days": "three", "who": ""})
     assert chosen.parts == (((4, "The sea. "),), plan)
     assert chosen.arguments == ((7, "three"),)
+    assert layout("plan", plan={"who": "us", "days": "two"}).arguments == ((7, "two"), (10, "us"))
     assert chosen.end == layout("guide").end == 16
 
 

@@ -72,7 +72,7 @@ class Device:
         assert tuple(table) == row.blocks, "the device was not told of a block"
         context = [self.slots.get((table[at // BLOCK], at % BLOCK), -1) for at in range(row.start)]
         tokens = (self.newest[row.slot] if token == PENDING else token for token in row.tokens)
-        context = seen(zip(tokens, row.positions or range(row.start, row.end), strict=True), context)
+        context = seen(zip(row.positions or range(row.start, row.end), tokens, strict=True), context)
         for at in range(row.start, row.end):
             self.slots[table[at // BLOCK], at % BLOCK] = context[at]
         return tuple(context)
@@ -81,13 +81,9 @@ class Device:
 def seen(tokens: Iterable[tuple[int, int]], context: list[int]) -> list[int]:
     """A context with more tokens, each at its position: what is kept of a token depends on all before it."""
     context = list(context)
-    for token, position in tokens:
+    for position, token in tokens:
         context.append(hash((token, position, *context)))
     return context
-
-
-def enumerate_from(tokens: Iterable[int], position: int) -> Iterable[tuple[int, int]]:
-    return ((token, at) for at, token in enumerate(tokens, position))
 
 
 def next_token(context: tuple[int, ...], choice: int) -> int:
@@ -95,21 +91,23 @@ def next_token(context: tuple[int, ...], choice: int) -> int:
 
 
 def expected(prompt: list[int], modules: list[int], choice: int, out: int, stop: int, min_tokens: int) -> list[int]:
-    context, loose = [], []
-    head = seen(enumerate_from(HEAD, 0), []) if modules else []
-    parts = [head] + [seen(joined(*(enumerate_from(ids, first) for first, ids in MODULES[at])), head) for at in modules]
+    context: list[int] = []
+    loose: list[int] = []
+    head = seen(enumerate(HEAD), []) if modules else []
+    parts = [head] + [seen(joined(*(enumerate(ids, first) for first, ids in MODULES[at])), head) for at in modules]
     for nth, part in enumerate(parts):
-        for at in range(len(head) if nth else 0, len(part)):
-            whole = at // BLOCK * BLOCK >= (len(head) if nth else 0) and at // BLOCK < len(part) // BLOCK
+        first = len(head) if nth else 0  # of its own tokens
+        for at in range(first, len(part)):
+            whole = at // BLOCK * BLOCK >= first and at // BLOCK < len(part) // BLOCK
             (context if whole else loose).append(part[at])
     start = START if modules else 0
-    context = seen(enumerate_from(prompt, start), context + loose)
+    context = seen(enumerate(prompt, start), context + loose)
     tokens: list[int] = []
     while len(tokens) < out:
         tokens.append(next_token(tuple(context), choice))
         if tokens[-1] == stop and len(tokens) >= min_tokens:
             break
-        context = seen([(tokens[-1], start + len(prompt) + len(tokens) - 1)], context)
+        context = seen([(start + len(prompt) + len(tokens) - 1, tokens[-1])], context)
     return tokens
 
 
