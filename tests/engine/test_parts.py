@@ -60,6 +60,7 @@ def test_as_defined(model: Model, headed: bool) -> None:
     with torch.inference_mode():
         forward.pages.all[:, : forward.pages.null].fill_(torch.nan)
     asked = {str(at): prompt(choice) for at, choice in enumerate(CHOICES)}
+    asked["ends in the block of loose tokens"] = ([PARTS[0]], [(92, words(1))])
     together = serve(forward, scheduler(forward, 64), [sequence(name, *text, COUNT, head=head) for name, text in asked.items()])
     pool = scheduler(forward, 64)
     for name, text in asked.items():

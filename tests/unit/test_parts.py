@@ -70,6 +70,14 @@ def test_every_token_has_its_place_and_its_position(prompt: Placement) -> None:
     assert packed.hashes[: len(pairs)] == [part.hashes[block] for part, block in pairs]
 
 
+def test_what_follows_other_parts_has_another_name() -> None:
+    """Also where these are whole blocks of equal tokens, so that places and tokens of all that follows are the same."""
+    placements = [Placement(head=0, parts=(((at, 4),),), rest=((20, 8),)) for at in (0, 8)]
+    one, other = (pack([0] * 12, placement, ROOT, BLOCK) for placement in placements)
+    assert one.tokens == other.tokens and one.runs == other.runs
+    assert not set(one.hashes) & set(other.hashes)
+
+
 def test_tenants_share_no_part() -> None:
     placement = Placement(head=0, parts=(((0, 8),),), rest=((8, 1),))
     one, other = (pack([1] * 9, placement, root, BLOCK) for root in (ROOT, b"root of another!"))

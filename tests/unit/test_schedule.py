@@ -220,6 +220,24 @@ def test_a_sequence_needs_room_for_its_parts_as_well() -> None:
     assert [Scheduler(Pages(blocks, BLOCK), 9, 9).fits(parted) for blocks in (needed, needed + 1)] == [False, True]
 
 
+def test_what_is_lent_comes_back() -> None:
+    """Also from a sequence that is cancelled, or preempted, before it had a share of a step."""
+    pages = Pages(60, BLOCK)
+    scheduler, device = Scheduler(pages, 9, max_running=9), Device()
+    scheduler.add(sequence_of("a", [1], 9, 1, 9, modules=[0, 1]))
+    while not any(sequence.request == "a" and sequence.begun for sequence in scheduler.running):
+        commit(scheduler, device, scheduler.plan())
+    scheduler.add(sequence_of("long", [2] * 30, 1, 1, 1))
+    scheduler.add(sequence_of("b", [1], 9, 1, 9, modules=[1, 0]))
+    commit(scheduler, device, scheduler.plan())
+    [lender] = [sequence for sequence in scheduler.running if sequence.request == "b"]
+    assert lender.lent and not lender.told
+    scheduler.cancel("b")
+    while scheduler.busy:
+        commit(scheduler, device, scheduler.plan())
+    assert pages.free == 59
+
+
 def test_first_come_first_served() -> None:
     scheduler, device = Scheduler(Pages(12, BLOCK), token_budget=9, max_running=9), Device()
     for name in range(6):
