@@ -77,7 +77,7 @@ class Function:
         return self.build.call(known, values)
 
     def machine(self, text: str, constraints: str, *values: Value) -> Value:
-        """An instruction as it is, where LLVM would find another for the intrinsic; the result is of the first operand's type."""
+        """An instruction as it is, where LLVM would find another for the intrinsic; gives the first operand's type."""
         kind = ir.FunctionType(values[0].type, [value.type for value in values])
         return self.build.asm(kind, text, constraints, values, side_effect=False)
 

@@ -9,24 +9,21 @@ from torch import Tensor
 
 from kernels.cpu import grouped, jit
 from services.engine.form import Before, Form, plain
-from services.engine.linear import FORMS, Native, int8_is_exact
+from services.engine.linear import FORMS, Native
 from services.engine.matrix import Grouped, Matrix
 
-MEASURED = (1, 4, 8, 16, 64)  # numbers of rows at which forms are compared
-SPREAD = 0.65  # the short calls around an int8 product are not shared by threads; these forms are one call
-SPREADS = ("native", "int4")
+MEASURED = (1, 4, 8, 16, 32, 64)  # numbers of rows at which forms are compared
+SPREAD = 0.65  # threads share our kernel better than the library's products of few rows
 RACE = 0.015  # seconds for one comparison
 
 
 def possible(name: str, matrix: Matrix) -> bool:
-    """Whether this machine can do it, and whether it is worth a comparison: our kernel yields only to what has instructions
-    of its own (dot products of bytes, bfloat16 tiles)."""
+    """Whether this machine can do it, and whether it is worth a comparison: our kernel yields only to bfloat16 that has
+    instructions of its own."""
     shape = (matrix.codes if isinstance(matrix, Grouped) else matrix).shape
     native = jit.available() and grouped.fits(*shape)
     if name == "native":
         return native
-    if name == "int8":
-        return int8_is_exact()
     if name == "bfloat16":
         return not native or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return not native and (name != "int4" or isinstance(matrix, Grouped))
@@ -76,8 +73,8 @@ class Best:
         for rows in reversed(MEASURED):
             x = torch.randn(rows, columns)
             took = _race(forms, x)
-            for name in took.keys() & SPREADS:
-                took[name] *= SPREAD
+            if "native" in took:
+                took["native"] *= SPREAD
             if chosen:
                 took[chosen[-1]] *= 0.9
             chosen.append(min(took, key=took.__getitem__))

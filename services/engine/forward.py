@@ -31,7 +31,7 @@ def _makers(checkpoint: Checkpoint, dtype: Dtype) -> tuple[Maker, Maker]:
     if dtype != "auto" or not checkpoint.quantized:
         plain = FORMS["bfloat16" if dtype == "auto" else dtype]
         return plain, plain
-    return Best(("native", "int4", "int8", "bfloat16", "float32")), Best(("native", "int8", "float32"))
+    return Best(("native", "int4", "bfloat16", "float32")), Best(("native", "float32"))
 
 
 @contextmanager

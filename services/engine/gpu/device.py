@@ -81,11 +81,12 @@ class Gpu:
         return self.model.hidden(self.inputs.arrays, step, self.tables, self.draws.newest, self.pages, self.attention)
 
     def warm_up(self, tokens: int) -> None:
-        """Run a prefill of so many tokens and a decode step on block 0, so that no request pays for what comes first."""
+        """Run a prefill of so many tokens, a decode step, and both as one on block 0: no request pays for what comes first."""
         draw = Draw(0, 0, 0, Sampling(temperature=0.0), (), (), True)
         blocks = (0,) * -(-(tokens + 1) // self.block_size)
-        self.run(Plan((Row((0,) * tokens, 0, blocks),), (draw,), ()))
-        self.run(Plan((Row((0,), tokens, blocks, 0, 0),), (draw,), ()))
+        prefill, decode = Row((0,) * tokens, 0, blocks), Row((0,), tokens, blocks, 0, 0)
+        for rows in ((prefill,), (decode,), (decode, prefill._replace(tokens=prefill.tokens[:-1], slot=1))):
+            self.run(Plan(rows, (draw,), ()))
         while self._flights:
             self.run(Plan((), (), ()))
 

@@ -1,5 +1,6 @@
 """An MLP's gate, up and activation on a GPU: a product and silu_mul, or for many tokens one kernel where that is faster."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from kernels.silu_mul import in_turns, silu_mul
 from services.engine.gpu.product import Product
 from services.engine.gpu.tune import BETTER, Measured, timed
 
-TOKENS = (512, 1024, 2048, 4096, 8192)  # that are measured
+TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)  # that are measured: each stands for those below it, the last for more
 
 
 class Gated(Measured):
@@ -20,12 +21,12 @@ class Gated(Measured):
         super().__init__(in_turns(gate_up), dtype)
         self.both = form(self.weight, dtype)
         self.counts = (*self.both.counts, *(TOKENS if form is Product and serves(self.weight) else ()))
-        self.least: int | None = None  # tokens from which on the kernel is the faster way
+        self.fused: set[int] = set()  # of TOKENS, where the kernel is the faster way
 
     def product(self, x: Tensor) -> Tensor:
-        if self.least is None or len(x) < self.least:
-            return silu_mul(self.both(x))
-        return swiglu(x, self.weight)
+        if TOKENS[min(bisect_left(TOKENS, len(x)), len(TOKENS) - 1)] in self.fused:
+            return swiglu(x, self.weight)
+        return silu_mul(self.both(x))
 
     def race(self, alike: Sequence["Gated"], rows: int) -> list[int]:
         if rows in self.both.counts:
@@ -45,7 +46,5 @@ class Gated(Measured):
     def choose(self, rows: int, found: list[int]) -> None:
         if rows in self.both.counts:
             self.both.choose(rows, found)
-        elif not found:
-            self.least = None
-        elif self.least is None:
-            self.least = rows
+        elif found:
+            self.fused.add(rows)
