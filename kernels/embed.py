@@ -2,14 +2,13 @@
 
 ids       int32 [tokens]                -1: the token drawn last in the row's slot
 rows      int32 [tokens]                which row a token belongs to
-positions int32 [tokens]
+places    int32 [tokens]                how many tokens of its row lie before it
 slot_of   int32 [rows]                  the slot of each row's sequence
 newest    int32 [slots]                 the token drawn last in each slot
 tables    int32 [slots, blocks]         the block table of each slot
 embedding [vocab, hidden]
 x         [tokens, hidden]              out: embedding of each token
-slots     int64 [tokens]                out: block * block_size + offset of each token's position
-
+slots     int64 [tokens]                out: block * block_size + offset of each token's place
 """
 
 import torch
@@ -19,19 +18,19 @@ from torch import Tensor
 
 
 def reference(
-    ids: Tensor, rows: Tensor, positions: Tensor, slot_of: Tensor, newest: Tensor, tables: Tensor, embedding: Tensor,
+    ids: Tensor, rows: Tensor, places: Tensor, slot_of: Tensor, newest: Tensor, tables: Tensor, embedding: Tensor,
     block_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(x, slots) in plain torch."""
-    place = slot_of[rows.long()].long()
-    known = torch.where(ids >= 0, ids, newest[place]).long()
-    blocks = tables[place, (positions // block_size).long()].long()
-    return embedding[known], blocks * block_size + (positions % block_size).long()
+    slot = slot_of[rows.long()].long()
+    known = torch.where(ids >= 0, ids, newest[slot]).long()
+    blocks = tables[slot, (places // block_size).long()].long()
+    return embedding[known], blocks * block_size + (places % block_size).long()
 
 
 @triton.jit
 def _embed(
-    ids, rows, positions, slot_of, newest, tables, embedding, x, slots, hidden, table_row, block_size, embedding_row,
+    ids, rows, places, slot_of, newest, tables, embedding, x, slots, hidden, table_row, block_size, embedding_row,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0)
@@ -43,9 +42,9 @@ def _embed(
     value = tl.load(embedding + id.to(tl.int64) * embedding_row + at, mask=at < hidden, other=0.0)
     tl.store(x + token.to(tl.int64) * hidden + at, value, mask=at < hidden)
     if tl.program_id(1) == 0:
-        position = tl.load(positions + token)
-        block = tl.load(tables + slot.to(tl.int64) * table_row + position // block_size)
-        tl.store(slots + token, block.to(tl.int64) * block_size + position % block_size)
+        place = tl.load(places + token)
+        block = tl.load(tables + slot.to(tl.int64) * table_row + place // block_size)
+        tl.store(slots + token, block.to(tl.int64) * block_size + place % block_size)
 
 
 @triton.jit
@@ -59,7 +58,7 @@ def _gather_tables(slot_of, ends, tables, out, table_row, out_row, block_size, B
 
 
 def embed(
-    ids: Tensor, rows: Tensor, positions: Tensor, slot_of: Tensor, newest: Tensor, tables: Tensor, embedding: Tensor,
+    ids: Tensor, rows: Tensor, places: Tensor, slot_of: Tensor, newest: Tensor, tables: Tensor, embedding: Tensor,
     block_size: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(x, slots)."""
@@ -67,7 +66,7 @@ def embed(
     x = torch.empty(tokens, hidden, dtype=embedding.dtype, device=embedding.device)
     slots = torch.empty(tokens, dtype=torch.int64, device=embedding.device)
     _embed[(tokens, triton.cdiv(hidden, 1024))](
-        ids, rows, positions, slot_of, newest, tables, embedding, x, slots, hidden, tables.stride(0), block_size,
+        ids, rows, places, slot_of, newest, tables, embedding, x, slots, hidden, tables.stride(0), block_size,
         embedding.stride(0), 1024, num_warps=4,
     )  # fmt: skip
     return x, slots

@@ -21,6 +21,13 @@ def extend(parent: bytes, block: bytes) -> bytes:
     return hashlib.sha256(parent + block).digest()[:HASH_BYTES]
 
 
+def branch(root: bytes, *parts: bytes) -> bytes:
+    """Another chain's start, which depends on this one and on what shapes that chain's bytes beside its tokens."""
+    return hashlib.sha256(b"\0".join((b"headrace-branch", root, *(str(len(part)).encode() + part for part in parts)))).digest()[
+        :HASH_BYTES
+    ]
+
+
 def chain(start: bytes, ids: bytes, block_size: int) -> list[bytes]:
     """Hashes of every full block of `ids` (packed int32), in order."""
     width = 4 * block_size

@@ -10,8 +10,9 @@ import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
 from shared.fields import MAX_MESSAGE_BYTES
-from shared.messages import LogRecord, Message, TokensFields, Wire
+from shared.messages import LogRecord, Message, TokensFields
 from shared.prefix import FRAME_HEAD_BYTES, Talk
+from shared.wire import Wire
 
 VERSION = 1
 

@@ -6,7 +6,7 @@ Token ids travel as packed little-endian int32 (`pack_ids`); KV bytes never trav
 
 from typing import Annotated, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from shared.fields import (
     MAX_CHAT_MESSAGES,
@@ -32,12 +32,8 @@ from shared.fields import (
     TopK,
     TopP,
 )
-
-
-class Wire(BaseModel):
-    """A frozen message, strict about types on every reading."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+from shared.layout import Layout, Placement
+from shared.wire import Wire
 
 
 class Sampling(Wire):
@@ -107,6 +103,7 @@ class Submit(Wire):
     sampling: Sampling
     max_tokens: Annotated[int, Field(ge=1)] | None
     deadline_ms: Count
+    layout: Layout | None = None
     kind: Literal["submit"] = "submit"
 
 
@@ -114,6 +111,8 @@ class Work(Wire):
     """A tokenized request for an engine. `blocks` are the concatenated 16-byte hashes of the prompt's full blocks.
 
     `resume`: an engine had it before, so its output so far must be read from the log. `tries` counts engines lost with it.
+
+    Where `placement` fixes positions, names of blocks depend on how parts are packed: the engine finds them.
     """
 
     request: RequestId
@@ -130,9 +129,16 @@ class Work(Wire):
     max_tokens: Annotated[int, Field(ge=1)]
     deadline_ms: Count
     tokenize_ms: float
+    placement: Placement | None = None
     resume: bool = False
     tries: Count = 0
     kind: Literal["work"] = "work"
+
+    @model_validator(mode="after")
+    def _all_are_placed(self) -> "Work":
+        if self.placement is not None and 4 * self.placement.tokens != len(self.prompt):
+            raise ValueError("a placement of more or less tokens than the prompt has")
+        return self
 
 
 class Claim(Wire):

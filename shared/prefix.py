@@ -10,7 +10,7 @@ from pydantic import Field
 
 from shared.blocks import HASH_BYTES
 from shared.fields import Count
-from shared.messages import Wire
+from shared.wire import Wire
 
 MAX_BLOCKS = 1 << 16  # of one chain
 MAX_WRITE = 256  # pages that one connection may be writing: what a hung engine can withhold from others

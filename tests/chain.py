@@ -93,16 +93,20 @@ class ChainDevice:
     def _compute(self, plan: Plan) -> list[Sampled]:
         if self._step_s:
             time.sleep(self._step_s)
-        for source, target in plan.copies:
-            self._slots[target] = list(self._slots.get(source, ()))
+        copied = [self._slots[source // self._size][source % self._size] for source, _ in plan.copies]
+        for (_, target), token in zip(plan.copies, copied, strict=True):
+            self._page(target // self._size)[target % self._size] = token
         for row in plan.rows:
             self._hurt(row.tokens)
             for at, token in enumerate(row.tokens, start=row.start):
-                page = self._slots.setdefault(row.blocks[at // self._size], [0] * self._size)
+                page = self._page(row.blocks[at // self._size])
                 page[at % self._size] = self._newest[row.slot] if token == PENDING else token
         sampled = [self._draw(self._context(plan, draw.row), draw) for draw in plan.draws]
         self._newest |= {draw.slot: drawn.token for draw, drawn in zip(plan.draws, sampled, strict=True)}
         return sampled
+
+    def _page(self, block: int) -> list[int]:
+        return self._slots.setdefault(block, [0] * self._size)
 
     def _hurt(self, tokens: Sequence[int]) -> None:
         if KILLS in tokens:

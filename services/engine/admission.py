@@ -81,14 +81,14 @@ class Admission:
         for choice, reason in job.complete().items():
             self._jobs.end(job, choice, reason, time.monotonic())
         if self._tier is None:
-            return self._schedule(job, job.sequences())
+            return self._schedule(job, job.sequences(self._scheduler.pages.block_size))
         task = asyncio.create_task(self._load(job, self._tier))
         self._loading[task] = job.work.sampling.n
         task.add_done_callback(self._loaded)
 
     async def _load(self, job: Job, tier: PrefixTier) -> None:
         """Bring what is worth bringing while others go on, unless the job is cancelled or lost meanwhile."""
-        sequences = job.sequences()
+        sequences = job.sequences(self._scheduler.pages.block_size)
         for sequence in sequences:
             await tier.load(sequence)
         if self._jobs.open.get(job.work.request) is job:
@@ -100,6 +100,9 @@ class Admission:
         self._ended(task)
 
     def _schedule(self, job: Job, sequences: list[Sequence]) -> None:
+        if not all(map(self._scheduler.fits, sequences)):
+            self._jobs.fail(job, "prompt_too_long", "the prompt's modules do not fit into the engine's pages; use mode: exact")
+            return
         for sequence in sequences:
             self._scheduler.add(sequence)
         for choice in range(job.work.sampling.n):

@@ -55,7 +55,8 @@ class Pages:
 
     def copy(self, copies: tuple[tuple[int, int], ...]) -> None:
         source, target = torch.tensor(copies).unbind(1)
-        self.all[:, target] = self.all[:, source]
+        slots = self.all.flatten(1, 2)
+        slots[:, target] = slots[:, source]
 
     def begin(self, blocks: Tensor) -> None:
         if len(blocks) and not self.native:
@@ -88,7 +89,7 @@ class NativeAttention(Attention):
     def __init__(self, batch: Batch, turn: Tensor, shape: Shape) -> None:
         super().__init__(batch, turn)
         angles = torch.view_as_real(turn).contiguous()
-        self.step = Step(shape, angles, batch.slots, batch.tables, batch.positions, batch.decodes, batch.longest)
+        self.step = Step(shape, angles, batch.slots, batch.tables, batch.places, batch.decodes, batch.longest)
 
     def decodes(self, heads: Tensor, pages: LayerPages) -> Tensor:
         return self.step(heads, pages.page)

@@ -14,7 +14,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A prefill row: its tokens lie at `first` to `last` of the batch and attend to the `end` positions in `blocks`."""
+    """A prefill row: its tokens lie at `first` to `last` of the batch and attend to the `end` places in `blocks`."""
 
     first: int
     last: int
@@ -29,12 +29,14 @@ class Chunk:
 class Batch:
     """A merge step's input. The first `decodes` tokens are decode rows of one token each; `chunks` hold the others.
 
-    `slots` number the positions of all pages: block * block_size + offset. `tables` is padded with the null block,
+    `slots` number the places of all pages: block * block_size + offset. `places` say what a token attends to, `positions` how
+    it is turned: they differ where a prompt has parts. `tables` is padded with the null block,
     which is always zero; `mask` is None if all decode rows are equally long. `last` picks the tokens whose logits are
     needed, and `draw_row` says for each draw which of these it samples from.
     """
 
     tokens: Tensor  # [tokens] int64
+    places: Tensor  # [tokens] int64
     positions: Tensor  # [tokens] int64
     slots: Tensor  # [tokens] int64
     decodes: int
@@ -55,14 +57,15 @@ def build(plan: Plan, block_size: int, null: int, dtype: torch.dtype) -> Batch:
     firsts = np.cumsum(lengths) - lengths  # where each row begins in the batch
     tables = _tables(rows, null)
     row_of = np.repeat(np.arange(len(rows)), lengths)
-    positions = np.arange(int(lengths.sum())) - (firsts - (ends - lengths))[row_of]
-    slots = tables[row_of, positions // block_size] * block_size + positions % block_size
+    places = np.arange(int(lengths.sum())) - (firsts - (ends - lengths))[row_of]
+    slots = tables[row_of, places // block_size] * block_size + places % block_size
     decodes = int((np.cumprod(lengths == 1)).sum())
     longest = int(ends[:decodes].max(initial=0))
     last, draw_row = _drawn(plan, firsts + lengths - 1)
     return Batch(
-        tokens=torch.from_numpy(np.fromiter((t for row in rows for t in row.tokens), np.int64, len(positions))),
-        positions=torch.from_numpy(positions),
+        tokens=torch.from_numpy(np.fromiter((t for row in rows for t in row.tokens), np.int64, len(places))),
+        places=torch.from_numpy(places),
+        positions=torch.from_numpy(_positions(rows, firsts, places)),
         slots=torch.from_numpy(slots),
         decodes=decodes,
         longest=longest,
@@ -73,6 +76,14 @@ def build(plan: Plan, block_size: int, null: int, dtype: torch.dtype) -> Batch:
         last=last,
         draw_row=draw_row,
     )
+
+
+def _positions(rows: tuple[Row, ...], firsts: Ints, places: Ints) -> Ints:
+    positions = places.copy()
+    for row, first in zip(rows, firsts, strict=True):
+        if row.positions:
+            positions[first : first + len(row.positions)] = row.positions
+    return positions
 
 
 def _tables(rows: tuple[Row, ...], null: int) -> Ints:

@@ -1,7 +1,8 @@
 """What becomes of a step's shares: rows and draws for the device, and the memory of whose they are until it answers. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from services.engine.parts import positions
 from services.engine.plan import PENDING, Draw, Row
 from services.engine.sequence import Sequence
 
@@ -14,7 +15,7 @@ class Share:
 
     sequence: Sequence
     chunk: int
-    copy: tuple[int, int] | None = None
+    copies: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def take_row(share: Share, block_size: int) -> Row:
     blocks = tuple(sequence.blocks[: -(-end // block_size)])
     told = sequence.told
     sequence.computed, sequence.told = end, len(blocks)
-    return Row(tokens, start, blocks, sequence.slot, told)
+    return Row(tokens, start, blocks, sequence.slot, told, positions(sequence.runs, start, end))
 
 
 def take_draw(sequence: Sequence, row: int) -> Draw:

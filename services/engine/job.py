@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from services.engine.parts import Packed, pack
 from services.engine.plan import Sampled
 from services.engine.sequence import Sequence
 from shared.blocks import HASH_BYTES
@@ -24,6 +25,7 @@ class Job:
     fresh: dict[int, list[Sampled]] = field(default_factory=dict)
     started_at: float = 0.0
     first_token_at: float = 0.0
+    counted: bool = False  # how much of its prompt was found computed
     cached_tokens: int = 0
     lost: int = 0  # engines that died with it, one after the other, and had no token from it
 
@@ -39,12 +41,12 @@ class Job:
     def done(self) -> bool:
         return all(choice.end for choice in self.choices)
 
-    def sequences(self) -> list[Sequence]:
+    def sequences(self, block_size: int) -> list[Sequence]:
         """What the scheduler gets: one sequence to be forked, or, where outputs differ already, one per open choice."""
         open = [at for at, choice in enumerate(self.choices) if choice.end is None]
         if len(open) == self.work.sampling.n and not any(len(choice.ids) for choice in self.choices):
-            return [self._sequence(0, unforked=len(open) - 1)]
-        return [self._sequence(at, unforked=0) for at in open]
+            return [self._sequence(0, len(open) - 1, block_size)]
+        return [self._sequence(at, 0, block_size) for at in open]
 
     def complete(self) -> dict[int, FinishReason]:
         """Choices that were given or read complete, but for the word that they are: an engine was lost in between."""
@@ -57,19 +59,28 @@ class Job:
             return "stop"
         return "length" if count >= self.work.max_tokens else None
 
-    def _sequence(self, choice: int, unforked: int) -> Sequence:
-        prompt, blocks = list(unpack_ids(self.work.prompt)), self.work.blocks
+    def _sequence(self, choice: int, unforked: int, block_size: int) -> Sequence:
+        prompt = self._packed(block_size)
         return Sequence(
             request=self.work.request,
             choice=choice,
-            tokens=[*prompt, *self.choices[choice].ids],
-            prompt_length=len(prompt),
-            limit=len(prompt) + self.work.max_tokens,
+            tokens=[*prompt.tokens, *self.choices[choice].ids],
+            prompt_length=len(prompt.tokens),
+            limit=len(prompt.tokens) + self.work.max_tokens,
             sampling=self.work.sampling,
-            hashes=[blocks[at : at + HASH_BYTES] for at in range(0, len(blocks), HASH_BYTES)],
-            root=self.work.root,
+            hashes=prompt.hashes,
+            root=prompt.root,
+            parts=prompt.parts,
+            runs=prompt.runs,
             unforked=unforked,
         )
+
+    def _packed(self, block_size: int) -> Packed:
+        work, prompt = self.work, list(unpack_ids(self.work.prompt))
+        if work.placement is not None:
+            return pack(prompt, work.placement, work.root, block_size)
+        hashes = [work.blocks[at : at + HASH_BYTES] for at in range(0, len(work.blocks), HASH_BYTES)]
+        return Packed(prompt, (), (), work.root, hashes)
 
     # -- records for the token log ---------------------------------------------------------------------------------
 

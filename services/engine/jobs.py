@@ -29,9 +29,12 @@ class Jobs:
         now = time.monotonic()
         for sequence in self._scheduler.planned:
             job = self.open.get(sequence.request)
-            if job is not None and not job.started_at:
-                job.started_at, job.cached_tokens = now, sequence.cached
-                self._stats.counters["cached_tokens"] += sequence.cached
+            if job is None:
+                continue
+            job.started_at = job.started_at or now
+            if not (job.counted or sequence.apart):
+                job.counted, job.cached_tokens = True, sequence.cached - sequence.made
+                self._stats.counters["cached_tokens"] += job.cached_tokens
 
     def _count(self, plan: Plan) -> None:
         counters = self._stats.counters
@@ -66,11 +69,11 @@ class Jobs:
         return began
 
     def _began(self, job: Job, sequence: Sequence, now: float) -> None:
-        """A job's first token: its prompt is computed, and if a part of it was found, others have a use for it too."""
+        """A job's first token: its prompt is computed, and if it has parts, or some of it was found, others may use it, too."""
         job.first_token_at = now
         if self._tier is not None:
             self._tier.worth.note_prefill(job.prompt_tokens - job.cached_tokens, now - job.started_at)
-        if job.cached_tokens:
+        if job.cached_tokens or sequence.parts:
             self._keep(sequence)
 
     def _keep(self, sequence: Sequence) -> None:

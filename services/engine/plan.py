@@ -14,10 +14,11 @@ PENDING = -1  # a token that is drawn but not told yet: the device has it
 
 
 class Row(NamedTuple):
-    """One sequence's share of a merge step: `tokens` at positions `start` onward, over the blocks of its block table.
+    """One sequence's share of a merge step: `tokens` at places `start` onward, over the blocks of its block table.
 
     A decode row has one token, which may be PENDING: the newest one drawn for `slot`. A prefill row has a chunk of known
-    ones. `blocks` covers positions 0 to start + len(tokens) - 1; the first `told` of them are as in the slot's last row.
+    ones. `blocks` covers places 0 to start + len(tokens) - 1; the first `told` of them are as in the slot's last row. A token
+    attends to all places up to its own; its `positions` are how it is turned (none: they are the places).
     """
 
     tokens: tuple[int, ...]
@@ -25,6 +26,7 @@ class Row(NamedTuple):
     blocks: tuple[int, ...]
     slot: int = 0
     told: int = 0
+    positions: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -53,7 +55,9 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Decode rows come first, prefill chunks after. `copies` (source block, target block) precede the forward."""
+    """Decode rows come first, prefill chunks after. `copies` (source slot, target slot) of a token each precede the forward,
+    and all are read before one is written; slot: block * block_size + offset.
+    """
 
     rows: tuple[Row, ...]
     draws: tuple[Draw, ...]

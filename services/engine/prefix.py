@@ -67,10 +67,9 @@ def space(model: str, page_kind: str, block_size: int) -> bytes:
     return hashlib.sha256("\0".join(parts).encode()).digest()[:HASH_BYTES]
 
 
-def whole_chain(hashes: Sequence[bytes], root: bytes, tokens: Sequence[int], block_size: int) -> list[bytes]:
-    """The hashes of all full blocks of `tokens`, of which the first are known."""
-    parent, rest = hashes[-1] if hashes else root, tokens[len(hashes) * block_size :]
-    return [*hashes, *chain(parent, pack_ids(rest), block_size)]
+def whole_chain(hashes: Sequence[bytes], parent: bytes, tokens: Sequence[int], block_size: int) -> list[bytes]:
+    """The hashes of all full blocks of `tokens`, of which the first are known; `parent` is the next one's."""
+    return [*hashes, *chain(parent, pack_ids(tokens[len(hashes) * block_size :]), block_size)]
 
 
 def labels(space: bytes, hashes: Sequence[bytes], tokens: Sequence[int], first: int, block_size: int) -> list[Label]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from shared.codec import Malformed, decode_talk, frame, frame_length
-from shared.messages import Wire
 from shared.page import HEAD_BYTES, Buffer, slot_bytes
 from shared.prefix import (
     FRAME_HEAD_BYTES,
@@ -33,6 +32,7 @@ from shared.prefix import (
     Store,
     Welcome,
 )
+from shared.wire import Wire
 
 _Answer = TypeVar("_Answer", bound=Wire)
 

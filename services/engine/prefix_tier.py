@@ -55,14 +55,18 @@ class PrefixTier:
     async def load(self, sequence: Sequence) -> None:
         """Bring the blocks that a sequence will need and that are not here, as far as that is faster than prefill."""
         size = self._pages.block_size
-        sequence.hashes = whole_chain(sequence.hashes, sequence.root, sequence.tokens, size)
-        usable = sequence.hashes[: (sequence.total - 1) // size]
-        here = self._pages.match(usable)
-        if (len(usable) - len(here)) * size < LEAST_TOKENS:
+        for part in sequence.parts:
+            await self._load(part.hashes, part.tokens)
+        sequence.hashes = whole_chain(sequence.hashes, sequence.parent, sequence.tokens, size)
+        await self._load(sequence.hashes[: (sequence.total - 1) // size], sequence.tokens)
+
+    async def _load(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
+        here = self._pages.match(hashes)
+        if (len(hashes) - len(here)) * self._pages.block_size < LEAST_TOKENS:
             return
         self._pages.take(here)  # or room for what is missing would be made by forgetting what it follows
         try:
-            await self._fetch(labels(self._space, usable, sequence.tokens, len(here), size))
+            await self._fetch(labels(self._space, hashes, tokens, len(here), self._pages.block_size))
         finally:
             self._pages.release(here)
 
@@ -120,11 +124,16 @@ class PrefixTier:
     # -- storing ---------------------------------------------------------------------------------------------------
 
     def offer(self, sequence: Sequence) -> None:
-        """Store a sequence's full blocks in the background; not if too many are waiting already."""
-        full = len(self._pages.match(sequence.hashes))
-        if not full or sequence.hashes[full - 1] in self._stored or full * self._pages.block_size < LEAST_TOKENS:
+        """Store a sequence's full blocks, and its parts', in the background; not if too many are waiting already."""
+        for part in sequence.parts:
+            self._offer(part.hashes, part.tokens)
+        self._offer(sequence.hashes, sequence.tokens)
+
+    def _offer(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
+        full = len(self._pages.match(hashes))
+        if not full or hashes[full - 1] in self._stored or full * self._pages.block_size < LEAST_TOKENS:
             return
-        chain = Chain(tuple(sequence.hashes[:full]), tuple(sequence.tokens[: full * self._pages.block_size]))
+        chain = Chain(tuple(hashes[:full]), tuple(tokens[: full * self._pages.block_size]))
         try:
             self._chains.put_nowait(chain)
         except asyncio.QueueFull:

@@ -13,9 +13,9 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from heapq import heappop, heappush
 
+from services.engine.apart import block_copies, first, loose_copies, loose_slots
 from services.engine.flight import Flight, Share, take_draw, take_row
 from services.engine.pages import NoPages, Pages
 from services.engine.plan import Draw, Plan, Row, Sampled
@@ -59,11 +59,15 @@ class Scheduler:
         return sum(1 + sequence.unforked for sequence in (*self.running, *self.waiting))
 
     def add(self, sequence: Sequence) -> None:
-        if self.pages.blocks_for(sequence.limit) >= self.pages.blocks:
+        if not self.fits(sequence):
             raise ValueError("the sequence cannot fit into the page pool even alone")
         self._arrivals += 1
         sequence.arrival = self._arrivals
         self.waiting.append(sequence)
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Into the page pool, if it were alone."""
+        return self.pages.blocks_for(sequence.limit) + sequence.aside < self.pages.blocks
 
     def cancel(self, request: str, choice: int | None = None) -> list[Sequence]:
         """Drop a request's sequences, or one choice of them, and free their pages at once."""
@@ -71,7 +75,7 @@ class Scheduler:
         for sequence in found:
             sequence.finish = sequence.finish or "cancelled"
             self._leave(sequence)
-        return found
+        return [sequence for sequence in found if not sequence.apart]
 
     def _leave(self, sequence: Sequence) -> None:
         (self.running if sequence.running else self.waiting).remove(sequence)
@@ -81,9 +85,14 @@ class Scheduler:
         if sequence.running:
             heappush(self._slots, sequence.slot)
         self.pages.release(sequence.blocks)
+        self._give_back(sequence)
         sequence.blocks = []
         sequence.running = sequence.begun = False
         sequence.cached = sequence.computed = sequence.published = sequence.told = 0
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pages.release(sequence.lent)
+        sequence.lent, sequence.loose = [], []
 
     # -- planning --------------------------------------------------------------------------------------------------
 
@@ -114,26 +123,26 @@ class Scheduler:
 
     def _admit(self) -> Sequence | None:
         """Move the first waiting sequence to the running ones if its prompt fits. Strictly first come, first served."""
-        if not self.waiting:
-            return None
-        sequence = self.waiting[0]
-        if sequence.pending or self._places() < 1 + sequence.unforked:
+        sequence = first(self.waiting, self.running, self.pages)
+        if sequence is None or sequence.pending or self._free_slots() < 1 + sequence.unforked:
             return None
         found = self.pages.match(sequence.hashes[: (sequence.total - 1) // self.pages.block_size])
+        loose = loose_slots(sequence, self.pages)
+        lent = list(dict.fromkeys(slot // self.pages.block_size for slot in loose))
         needed = self.pages.blocks_for(sequence.total + 1) - len(found)
         reserve = len(self.running)  # a block each for those that run, so that admission does not cause preemption
-        if self.pages.free - self.pages.idle(found) < needed + reserve:
+        if self.pages.free - self.pages.idle((*found, *lent)) < needed + reserve:
             return None
         self.waiting.popleft()
-        self.pages.take(found)
-        sequence.blocks = found
-        sequence.cached = sequence.computed = len(found) * self.pages.block_size
+        self.pages.take((*found, *lent))
+        sequence.blocks, sequence.lent, sequence.loose = found, lent, loose
+        sequence.cached = sequence.computed = max(len(found) * self.pages.block_size, sequence.parted)
         sequence.published = len(found)
         sequence.running, sequence.slot = True, heappop(self._slots)
         insort(self.running, sequence, key=lambda other: other.arrival)
         return sequence
 
-    def _places(self) -> int:
+    def _free_slots(self) -> int:
         return self.max_running - sum(1 + sequence.unforked for sequence in self.running)
 
     def _has_room(self, sequence: Sequence, chunk: int) -> bool:
@@ -148,6 +157,7 @@ class Scheduler:
             self._unshare(share)
             while len(sequence.blocks) < self.pages.blocks_for(sequence.computed + share.chunk):
                 sequence.blocks.append(self._allocate(sequence))
+            share.copies += loose_copies(sequence, self.pages.block_size)
         except NoPages:
             return False
         return True
@@ -157,7 +167,7 @@ class Scheduler:
         blocks, at = share.sequence.blocks, share.sequence.computed // self.pages.block_size
         if at < len(blocks) and self.pages.shared(blocks[at]):
             mine = self._allocate(share.sequence)
-            share.copy = (blocks[at], mine)
+            share.copies += block_copies(blocks[at], mine, self.pages.block_size)
             self.pages.release([blocks[at]])
             blocks[at] = mine
             share.sequence.told = min(share.sequence.told, at)
@@ -188,12 +198,14 @@ class Scheduler:
         drawing: list[Sequence] = []
         for share in shares:
             rows.append(take_row(share, self.pages.block_size))
-            if share.sequence.computed == share.sequence.total:
+            if share.sequence.lent:
+                self._give_back(share.sequence)
+            if share.sequence.computed == share.sequence.total and not share.sequence.apart:
                 mine = self._drawing(share.sequence)
                 drawing += mine
                 draws += [take_draw(sequence, len(rows) - 1) for sequence in mine]
         self._flights.append(Flight(tuple(share.sequence for share in shares), tuple(drawing)))
-        return Plan(tuple(rows), tuple(draws), tuple(share.copy for share in shares if share.copy is not None))
+        return Plan(tuple(rows), tuple(draws), tuple(copy for share in shares for copy in share.copies))
 
     def _drawing(self, leader: Sequence) -> list[Sequence]:
         """Who draws from a row: its sequence, and the choices that part from it here, sharing all of its pages."""
@@ -210,6 +222,8 @@ class Scheduler:
         for sequence in flight.planned:
             if sequence.computed >= (sequence.published + 1) * size:
                 self._publish(sequence)
+            if sequence.apart and sequence.running and not sequence.owed:
+                self._leave(sequence)
         drawn = [pair for pair in zip(flight.drawing, sampled, strict=True) if not pair[0].done]
         for sequence, token in drawn:
             self._advance(sequence, token)
@@ -226,16 +240,7 @@ class Scheduler:
 
     def _fork(self, leader: Sequence, nth: int) -> Sequence:
         """Another choice of the same prompt, sharing all of its pages."""
-        twin = replace(
-            leader,
-            choice=leader.choice + nth,
-            tokens=list(leader.tokens),
-            hashes=list(leader.hashes),
-            blocks=list(leader.blocks),
-            unforked=0,
-            told=0,
-            slot=heappop(self._slots),
-        )
+        twin = leader.fork(leader.choice + nth, heappop(self._slots))
         self.pages.take(twin.blocks)
         self.running.insert(self.running.index(leader) + nth, twin)
         return twin
@@ -246,7 +251,6 @@ class Scheduler:
         full = min(sequence.computed, len(sequence.tokens)) // size if sequence.blocks else 0
         for at in range(sequence.published, full):
             if at == len(sequence.hashes):
-                parent = sequence.hashes[-1] if sequence.hashes else sequence.root
-                sequence.hashes.append(extend(parent, pack_ids(sequence.tokens[at * size : (at + 1) * size])))
+                sequence.hashes.append(extend(sequence.parent, pack_ids(sequence.tokens[at * size : (at + 1) * size])))
             self.pages.publish(sequence.blocks[at], sequence.hashes[at])
         sequence.published = max(sequence.published, full)

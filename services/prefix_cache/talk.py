@@ -7,7 +7,6 @@ import socket
 from services.prefix_cache.leases import Holder
 from services.prefix_cache.shelf import Full, Shelf
 from shared.codec import Malformed, decode_talk, frame, frame_length
-from shared.messages import Wire
 from shared.prefix import (
     FRAME_HEAD_BYTES,
     Commit,
@@ -22,6 +21,7 @@ from shared.prefix import (
     Talk,
     Welcome,
 )
+from shared.wire import Wire
 
 HELLO_S = 5.0
 MAX_CONVERSATIONS = 256

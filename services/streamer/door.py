@@ -10,14 +10,17 @@ from services.streamer.admission import admit
 from services.streamer.attach import attach
 from services.streamer.body import BadRequest
 from services.streamer.keys import Key
+from services.streamer.lengths import Lengths
 from services.streamer.mesh import Mesh
+from services.streamer.prompt_layout import Prompt, lay_out
 from services.streamer.prompt_modules import beginning, begun
 from services.streamer.prompt_schemas import Schemas
 from services.streamer.quota import Quota
 from services.streamer.schema import Generation
 from services.streamer.service import Streamer, new_request_id
 from services.streamer.session import Session, StreamError
-from shared.messages import ChatMessage, Submit
+from shared.layout import Layout
+from shared.messages import Submit
 
 
 class Door:
@@ -27,6 +30,7 @@ class Door:
         self.context = min(streamer.config.max_context or context, context)
         self.quota = Quota(streamer.bus)
         self.schemas = Schemas(streamer.bus)
+        self.lengths = Lengths(self._tokens)
         streamer.on_leave = self._leave
         self.sockets: set[web.WebSocketResponse] = set()
 
@@ -41,6 +45,7 @@ class Door:
         if self.mesh.missing:
             await self.mesh.look()  # the picture is up to a second old: look again before refusing
         admit(streamer.config, len(streamer.sessions), self.mesh.queues, self.mesh.missing, self.mesh.wait_s())
+        prompt, layout = await self._prompt(body, key)
         submit = Submit(
             request=new_request_id(),
             tenant=key.tenant,
@@ -49,10 +54,11 @@ class Door:
             generation=0,
             given=(),
             ends=(),
-            prompt=await self._prompt(body, key),
+            prompt=prompt,
             sampling=body.sampling(seed=secrets.randbits(63)),
             max_tokens=body.tokens_wanted(),
             deadline_ms=int(1000 * (time.time() + streamer.config.request_timeout_s)),
+            layout=layout,
         )
         if submit.sampling.min_tokens > (submit.max_tokens or submit.sampling.min_tokens):
             raise BadRequest("min_tokens is larger than max_tokens", "min_tokens")
@@ -60,13 +66,15 @@ class Door:
         self.mesh.admitted += 1
         return await streamer.open(streamer.new_record(submit, body.stops()), key)
 
-    async def _prompt(self, body: Generation, key: Key) -> tuple[ChatMessage, ...] | str | bytes:
+    async def _prompt(self, body: Generation, key: Key) -> tuple[Prompt | bytes, Layout | None]:
         prompt, use = body.prompt_wanted(), body.prompt_schema
         if use is None:
-            return prompt
+            return prompt, None
         schema = await self.schemas.find(key.tenant, use.name)
-        # In a thread: counting the tokens of long arguments would hold up everybody's streams.
-        return begun(await asyncio.to_thread(beginning, schema, use, self._tokens), prompt)
+        # In a thread: counting the tokens of long texts would hold up everybody's streams.
+        if use.mode == "modules":
+            return await asyncio.to_thread(lay_out, schema, use, prompt, self.lengths, secrets.token_hex(16))
+        return begun(await asyncio.to_thread(beginning, schema, use, self.lengths), prompt), None
 
     def _tokens(self, text: str) -> int:
         return len(self.streamer.vocab.tokenizer.encode(text, add_special_tokens=False).ids)

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from time import perf_counter
 
+from services.tokenizer.lay_out import Misfit, Prompt, lay_out
 from services.tokenizer.public import PublicPrefixes, part_public
 from services.tokenizer.template import BadChat, ChatTemplate
 from shared.blocks import root
 from shared.fields import pack_ids, unpack_ids
+from shared.layout import Layout
 from shared.messages import ErrorCode, Fail, Submit, Work
 from shared.vocab import Vocab
 
@@ -35,17 +37,23 @@ class Encoder:
         """One answer per request, in order. A bad request is refused alone."""
         started = perf_counter()
         texts: dict[int, str] = {}
+        prompts: dict[int, Prompt] = {}
         answers: dict[int, Work | Fail] = {}
         for at, submit in enumerate(submits):
             try:
-                texts[at] = self._text(submit, now_ms)
+                text = self._text(submit, now_ms)
+                if submit.layout is None:
+                    texts[at] = text
+                else:
+                    prompts[at] = self._laid_out(submit.layout, text, special=isinstance(submit.prompt, str))
             except Refusal as refusal:
                 answers[at] = _fail(submit, refusal)
         encoded = self._encode([submits[at] for at in texts], list(texts.values()))
+        prompts |= zip(texts, map(Prompt, encoded), strict=True)
         took_ms = 1000 * (perf_counter() - started)
-        for at, ids in zip(texts, encoded, strict=True):
+        for at, prompt in prompts.items():
             try:
-                answers[at] = self._work(submits[at], ids, took_ms)
+                answers[at] = self._work(submits[at], prompt, took_ms)
             except Refusal as refusal:
                 answers[at] = _fail(submits[at], refusal)
         return [answers[at] for at in range(len(submits))]
@@ -72,6 +80,12 @@ class Encoder:
             for submit in submits
         ]
 
+    def _laid_out(self, layout: Layout, text: str, special: bool) -> Prompt:
+        try:
+            return lay_out(layout, text, special, lambda text, special: self._ids([text], special)[0])
+        except Misfit as error:
+            raise Refusal("bad_prompt", str(error)) from error
+
     def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         """Batches go to the library's own threads, which must wake first: longer than a single text takes."""
         tokenizer = self._vocab.tokenizer
@@ -79,10 +93,10 @@ class Encoder:
             return [tokenizer.encode(texts[0], add_special_tokens=special).ids]
         return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=special)] if texts else []
 
-    def _work(self, submit: Submit, ids: list[int], took_ms: float) -> Work:
-        room = self._context - len(ids)
-        self._check(submit, ids, room)
-        packed = pack_ids(ids)
+    def _work(self, submit: Submit, prompt: Prompt, took_ms: float) -> Work:
+        room = self._context - prompt.end
+        self._check(submit, prompt, room)
+        packed = pack_ids(prompt.ids)
         start = self._root(submit.tenant)
         stops = () if submit.sampling.ignore_eos else self._vocab.stop_ids
         stop_ids = tuple(dict.fromkeys((*submit.sampling.stop_ids, *stops)))
@@ -96,11 +110,12 @@ class Encoder:
             ends=submit.ends,
             prompt=packed,
             root=start,
-            blocks=b"".join(self._chain(start, packed)),
+            blocks=b"" if prompt.placement else b"".join(self._chain(start, packed)),
             sampling=submit.sampling.model_copy(update={"stop_ids": stop_ids}),
             max_tokens=submit.max_tokens or room,
             deadline_ms=submit.deadline_ms,
             tokenize_ms=took_ms,
+            placement=prompt.placement,
             resume=submit.generation > 0,
         )
 
@@ -114,13 +129,14 @@ class Encoder:
     def _packed(self, text: str, add_special_tokens: bool) -> bytes:
         return pack_ids(self._vocab.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def _check(self, submit: Submit, ids: list[int], room: int) -> None:
+    def _check(self, submit: Submit, prompt: Prompt, room: int) -> None:
+        ids, size = prompt.ids, f"{prompt.end} tokens" + " (with all modules of its schema)" * bool(prompt.placement)
         if not ids:
             raise Refusal("bad_prompt", "the prompt has no tokens")
         if room < 1:
-            raise Refusal("prompt_too_long", f"the prompt has {len(ids)} tokens; the model's context holds {self._context}")
+            raise Refusal("prompt_too_long", f"the prompt has {size}; the model's context holds {self._context}")
         if (submit.max_tokens or 1) > room:
-            asked = f"{len(ids)} prompt tokens and max_tokens {submit.max_tokens}"
+            asked = f"a prompt of {size} and max_tokens {submit.max_tokens}"
             raise Refusal("prompt_too_long", f"{asked} do not fit into the model's context of {self._context}")
         if max(ids) >= self._vocab.size or min(ids) < 0:
             raise Refusal("bad_prompt", f"token ids must be from 0 to {self._vocab.size - 1}")

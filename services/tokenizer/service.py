@@ -86,8 +86,9 @@ def _encode(encoder: Encoder, submits: list[Submit], now_ms: int) -> list[Work |
 
 
 def _characters(submit: Submit) -> int:
-    prompt = submit.prompt
-    return sum(len(message.content) for message in prompt) if isinstance(prompt, tuple) else len(prompt)
+    prompt, layout = submit.prompt, submit.layout
+    own = sum(len(message.content) for message in prompt) if isinstance(prompt, tuple) else len(prompt)
+    return own + (sum(len(text) for part in (*layout.parts, layout.arguments) for _, text in part) if layout else 0)
 
 
 def _onward(life: Life[TokenizerConfig], submit: Submit, answer: Work | Fail) -> tuple[str, Message]:

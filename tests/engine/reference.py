@@ -55,15 +55,24 @@ def make_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
     return {name: 1 + 3 * t if "norm" in name else t for name, t in made.items()}
 
 
-def logits(config: dict[str, Any], tensors: dict[str, Tensor], ids: list[int]) -> Tensor:
-    """[tokens, vocab] float64."""
+def logits(
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    ids: list[int],
+    positions: list[int] | None = None,
+    hidden: Tensor | None = None,
+) -> Tensor:
+    """[tokens, vocab] float64. `hidden` [tokens, tokens]: which others a token does not see; not given, those behind it."""
+    if hidden is None:
+        hidden = torch.ones(len(ids), len(ids)).triu(1).bool()
+    where = torch.arange(len(ids)) if positions is None else torch.tensor(positions)
     w = {name: tensor.double() for name, tensor in tensors.items()}
     x = w["model.embed_tokens.weight"][ids]
-    angles = torch.arange(len(ids), dtype=torch.float64).unsqueeze(1) * _frequencies(config)
+    angles = where.double().unsqueeze(1) * _frequencies(config)
     cos, sin = (torch.cat((f(angles), f(angles)), -1).unsqueeze(1) for f in (torch.cos, torch.sin))
     for layer in range(config["num_hidden_layers"]):
         at = f"model.layers.{layer}."
-        x = x + _attend(config, w, at, _norm(x, w[at + "input_layernorm.weight"]), cos, sin)
+        x = x + _attend(config, w, at, _norm(x, w[at + "input_layernorm.weight"]), cos, sin, hidden)
         y = _norm(x, w[at + "post_attention_layernorm.weight"])
         gate, up = (y @ w[f"{at}mlp.{n}_proj.weight"].t() for n in ("gate", "up"))
         x = x + (gate * gate.sigmoid() * up) @ w[at + "mlp.down_proj.weight"].t()
@@ -90,7 +99,9 @@ def _frequencies(config: dict[str, Any]) -> Tensor:
     return torch.where(waves < length / high, plain, slow)
 
 
-def _attend(config: dict[str, Any], w: dict[str, Tensor], at: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _attend(
+    config: dict[str, Any], w: dict[str, Tensor], at: str, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor
+) -> Tensor:
     parts = []
     for name in "qkv":
         y = x @ w[f"{at}self_attn.{name}_proj.weight"].t() + w.get(f"{at}self_attn.{name}_proj.bias", 0)
@@ -103,5 +114,5 @@ def _attend(config: dict[str, Any], w: dict[str, Tensor], at: str, x: Tensor, co
     q, k, v = parts
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     scores = torch.einsum("thd,shd->hts", q, k) / math.sqrt(config["head_dim"])
-    scores = scores.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -torch.inf)
+    scores = scores.masked_fill(hidden, -torch.inf)
     return torch.einsum("hts,shd->thd", scores.softmax(-1), v).flatten(1) @ w[at + "self_attn.o_proj.weight"].t()

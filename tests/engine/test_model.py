@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from services.engine import batch
+from services.engine.apart import block_copies
 from services.engine.forward import Forward
 from services.engine.plan import Plan, Row
 from services.engine.weights import _every_head
@@ -76,7 +77,7 @@ def test_copies_come_first_and_are_independent(hub: Writer) -> None:
     forward = Forward(hub(config, reference.make_tensors(config)), "float32", 8, 8)
     forward.run(Plan((Row(tuple(IDS[:12]), 0, (0, 1)),), (draw(0),), ()))
     rows = (Row((IDS[12],), 12, (0, 1)), Row((IDS[50],), 12, (0, 2)))
-    answers = forward.run(Plan(rows, (draw(0), draw(1)), ((1, 2),)))
+    answers = forward.run(Plan(rows, (draw(0), draw(1)), tuple(block_copies(1, 2, 8))))
     for answer, ids in zip(answers, (IDS[:13], [*IDS[:12], IDS[50]]), strict=True):
         assert answer.token == int(all_logits(forward, ids, 8)[-1].argmax())
 

@@ -46,6 +46,21 @@ async def test_a_schema_makes_the_prompt_that_it_spells(chain_mesh: RunningMesh)
     assert chat.ids == long.ids
 
 
+async def test_a_module_that_stands_first_is_computed_as_it_would_be(mesh: RunningMesh) -> None:
+    """With nothing before it, nothing is approximate: the real model says the same, word for word, to another question, too."""
+    await ask(mesh, "POST", PATH, {"name": "one", "modules": [{"name": "rules", "text": RULES}]})
+    for question in (" The first lock is", " The last lock was"):
+        told = []
+        for mode in ("exact", "modules"):
+            use = {"name": "one", "modules": ["rules"], "mode": mode}
+            body = {"prompt": question, "max_tokens": 12, "temperature": 0, "prompt_schema": use}
+            status, reply = await ask(mesh, "POST", "/v1/completions", body)
+            assert status == 200, reply
+            told.append(reply)
+        assert told[0]["choices"] == told[1]["choices"]
+    assert told[1]["usage"]["prompt_tokens_details"]["cached_tokens"] >= 300
+
+
 async def test_looked_at_and_deleted(chain_mesh: RunningMesh) -> None:
     await ask(chain_mesh, "POST", PATH, TOWN | {"name": "gone"})
     shown = {"object": "prompt_schema"} | TOWN | {"name": "gone"}
@@ -62,6 +77,7 @@ WRONG = [
     ({"modules": ["moon"]}, 400, "prompt_schema.modules"),
     ({"arguments": {"aim": {"what": "a long word " * 9}}}, 400, "prompt_schema.arguments.aim.what"),
     ({"mode": "fast"}, 400, "prompt_schema.mode"),
+    ({"mode": "modules", "modules": ["moon"]}, 400, "prompt_schema.modules"),
 ]
 
 

@@ -14,6 +14,13 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
+TOWN = {
+    "name": "mills",
+    "modules": [{"name": "wind", "text": "Wind turns the sails. "}, {"name": "water", "text": "Water turns the wheel. "}],
+}
+MODULES = {"temperature": 0, "n": 2, "prompt_schema": {"name": "mills", "modules": ["wind", "water"]}}
+
+
 async def answers(mesh: RunningMesh, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
     async def one(more: dict[str, Any]) -> Any:
         status, reply = await mesh.post("/v1/completions", ASK | more)
@@ -44,9 +51,10 @@ async def has_told(mesh: RunningMesh, entries: int) -> None:
 
 
 async def test_an_engine_dies_and_nothing_shows(mesh: RunningMesh) -> None:
-    undisturbed = await answers(mesh, REQUESTS)
+    assert (await mesh.post("/v1/prompt_schemas", TOWN))[0] == 201
+    undisturbed = await answers(mesh, REQUESTS | {"modules computed apart": MODULES})
     text = undisturbed["greedy, with logprobs"][0][0]["text"]
-    requests = REQUESTS | {"stop string": {"temperature": 0, "stop": text[-12:-6]}}
+    requests = REQUESTS | {"modules computed apart": MODULES, "stop string": {"temperature": 0, "stop": text[-12:-6]}}
     again = asyncio.create_task(answers(mesh, requests))
     await has_told(mesh, entries=6)
     assert not again.done()

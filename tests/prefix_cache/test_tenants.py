@@ -13,6 +13,7 @@ from statistics import median
 
 import pytest
 
+from shared.layout import Layout
 from shared.messages import End, Sampling, Submit
 from tests.prefix_cache.meshes import EngineMesh
 
@@ -21,12 +22,13 @@ PAIRS = 4
 _fresh = count(1)
 
 
-async def found(mesh: EngineMesh, tenant: str, prompt: str) -> tuple[int, float]:
+async def found(mesh: EngineMesh, tenant: str, prompt: str, layout: Layout | None = None) -> tuple[int, float]:
     """Submit a request; how many tokens of its prompt were found computed, and the time to compute the others."""
     name = f"test-{next(_fresh)}"
     submit = Submit(
         request=name, tenant=tenant, partition=name, log_from="0-0", generation=0, given=(), ends=(), prompt=prompt,
         sampling=Sampling(ignore_eos=True), max_tokens=2, deadline_ms=int(1000 * (time.time() + 60)),
+        layout=layout,
     )  # fmt: skip
     await mesh.bus.append(mesh.bus.names.submit, submit)
     async with asyncio.timeout(30):

@@ -79,6 +79,24 @@ def test_a_bad_schema_is_refused(modules: list[dict[str, Any]], why: str) -> Non
         check(Schema.model_validate({"name": "bad", "modules": modules}))
 
 
+SCAFFOLDS = [
+    ({"a": ["guide", "moon"]}, "there is no module 'moon'"),
+    ({"a": ["guide", "guide"]}, "'guide' is twice in scaffolds"),
+    ({"a": ["guide", "plan"], "b": ["sea", "guide"]}, "'guide' is twice in scaffolds"),
+    ({"a": ["guide", "sea", "hills"]}, "exclude each other"),
+]
+
+
+@pytest.mark.parametrize(("scaffolds", "why"), SCAFFOLDS, ids=[why for _, why in SCAFFOLDS])
+def test_a_bad_scaffold_is_refused(scaffolds: dict[str, list[str]], why: str) -> None:
+    with pytest.raises(BadRequest, match=why):
+        check(TRIP.model_copy(update={"scaffolds": scaffolds}))
+
+
+def test_modules_are_computed_apart_unless_asked_otherwise() -> None:
+    assert parse_body(Use, b'{"name": "trip", "modules": []}').mode == "modules"
+
+
 @pytest.mark.parametrize("raw", [b"{}", b'{"name":"a","modules":[]}', b'{"name":"a b","modules":[{"name":"a"}]}'])
 def test_what_is_no_schema(raw: bytes) -> None:
     with pytest.raises(BadRequest):

@@ -12,6 +12,7 @@ from services.tokenizer.template import BadChat, ChatTemplate
 from shared.blocks import chain, root
 from shared.config import bundled_model
 from shared.fields import pack_ids, unpack_ids
+from shared.layout import Layout, Placement
 from shared.messages import ChatMessage, Fail, Sampling, Submit, Work
 from shared.vocab import Vocab, VocabFiles, load_vocab
 
@@ -150,3 +151,62 @@ def test_a_model_without_a_template(vocab: Vocab) -> None:
 def test_a_template_that_is_none(vocab: Vocab) -> None:
     with pytest.raises(ValueError, match="compile"):
         with_template(vocab, "{% for %}")
+
+
+LAYOUT = Layout(
+    mark="*here*",
+    parts=(((0, "You are a guide. "), (20, "Be kind. ")), ((10, " The sea."),), ((9, ""),)),
+    arguments=((16, "two"),),
+    end=30,
+)
+
+
+def laid_out(encoder: Encoder, prompt: Any, layout: Layout = LAYOUT) -> Work | Fail:
+    [answer] = encoder.encode([submit(prompt, layout=layout)], 0)
+    return answer
+
+
+def test_modules_stand_behind_the_templates_words(encoder: Encoder, vocab: Vocab) -> None:
+    """What the template says before them is the head; everything is encoded alone; positions count from behind the template."""
+    chat = (ChatMessage(role="system", content="*here*Go on."), ChatMessage(role="user", content="Hi"))
+    work = laid_out(encoder, chat)
+    assert isinstance(work, Work)
+    before, behind = "<|im_start|>system\n", "Go on.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    texts = [before, "You are a guide. ", "Be kind. ", " The sea.", "two", behind]
+    ids = [vocab.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert list(unpack_ids(work.prompt)) == [id for each in ids for id in each]
+    lengths = [len(each) for each in ids]
+    start = lengths[0]
+    assert work.placement == Placement(
+        head=start,
+        parts=(((start, lengths[1]), (start + 20, lengths[2])), ((start + 10, lengths[3]),)),
+        rest=((start + 16, lengths[4]), (start + 30, lengths[5])),
+    )
+    assert work.blocks == b"" and work.max_tokens == 100 - start - 30 - lengths[5]
+
+
+def test_a_plain_prompt_has_no_template(encoder: Encoder) -> None:
+    work = laid_out(encoder, "*here*Go on.", LAYOUT.model_copy(update={"arguments": ()}))
+    assert isinstance(work, Work)
+    assert work.placement is not None
+    assert not work.placement.head
+    assert [part[0][0] for part in work.placement.parts] == [0, 10]
+    assert work.placement.rest[0][0] == 30
+
+
+@pytest.mark.parametrize(
+    ("prompt", "change", "code", "why"),
+    [
+        ("*here*", {}, "bad_prompt", "nothing stands behind"),
+        ("Go on.", {}, "bad_prompt", "no place for the prompt schema's modules"),
+        ("*here* and *here*", {}, "bad_prompt", "no place for the prompt schema's modules"),
+        ("*here*Go on.", {"parts": (((0, "one two three four five six"),), ((4, " The sea."),))}, "bad_prompt", "reaches from"),
+        ("*here*Go on.", {"end": 5}, "bad_prompt", "reaches from"),
+        ("*here*Go on.", {"end": 99}, "prompt_too_long", "with all modules of its schema"),
+    ],
+)
+def test_what_does_not_fit_is_refused(encoder: Encoder, prompt: str, change: dict[str, Any], code: str, why: str) -> None:
+    answer = laid_out(encoder, prompt, LAYOUT.model_copy(update=change))
+    assert isinstance(answer, Fail)
+    assert answer.code == code
+    assert why in answer.text

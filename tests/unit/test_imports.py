@@ -31,6 +31,8 @@ DEVICE = {
 PURE = [
     "shared.blocks",
     "services.engine.pages",
+    "services.engine.parts",
+    "services.engine.apart",
     "services.engine.sequence",
     "services.engine.plan",
     "services.engine.flight",
@@ -40,6 +42,9 @@ PURE = [
     "services.engine.noise",
     "services.streamer.admission",
     "shared.messages",
+    "shared.layout",
+    "services.tokenizer.lay_out",
+    "services.streamer.prompt_layout",
     "shared.codec",
     "services.engine.cancels",
     "shared.tokenlog",

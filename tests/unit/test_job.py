@@ -35,5 +35,5 @@ def test_complete(outputs: list[list[int]], min_tokens: int, complete: dict[int,
     assert resumed.complete() == complete
     for choice, reason in resumed.complete().items():
         assert resumed.end(choice, reason, 1.0).count == len(outputs[choice])  # type: ignore[arg-type]
-    assert {sequence.choice for sequence in resumed.sequences()} == set(range(len(outputs))) - complete.keys()
+    assert {sequence.choice for sequence in resumed.sequences(16)} == set(range(len(outputs))) - complete.keys()
     assert resumed.complete() == {}

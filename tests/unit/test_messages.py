@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from shared.codec import VERSION, Malformed, decode, encode
 from shared.fields import MAX_MESSAGE_BYTES, pack_ids, unpack_ids
-from shared.messages import Cancel, Claim, End, Sampling, Step, Submit, Tokens
+from shared.layout import Placement
+from shared.messages import Cancel, Claim, End, Sampling, Step, Submit, Tokens, Work
 
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=50)
 END = End(
@@ -40,6 +41,18 @@ def test_submit_comes_back(given: list[list[int]], generation: int, text: str, m
         deadline_ms=10**13,
     )
     assert decode(encode(item)) == item
+
+
+def test_a_placement_tells_of_every_token() -> None:
+    work = Work(
+        request="r", tenant="t", partition="p", log_from="5-1", generation=0, given=(), ends=(), prompt=pack_ids(range(9)),
+        root=bytes(16), blocks=b"", sampling=Sampling(), max_tokens=1, deadline_ms=0, tokenize_ms=0.0,
+        placement=Placement(head=2, parts=(((2, 1), (9, 3)),), rest=((20, 2), (30, 1))),
+    )  # fmt: skip
+    assert decode(encode(work)) == work
+    assert work.placement is not None and work.placement.end == 31
+    with pytest.raises(Malformed):
+        decode(encode(work.model_copy(update={"prompt": pack_ids(range(8))})))
 
 
 @given(ids, st.integers(0, 7))

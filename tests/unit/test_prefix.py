@@ -15,7 +15,7 @@ positive = st.floats(1e-3, 1e3)
 @given(st.lists(st.integers(0, 99), max_size=60), st.integers(0, 7))
 def test_a_chain_is_continued_where_it_is_known(tokens: list[int], known: int) -> None:
     whole = chain(ROOT, pack_ids(tokens), BLOCK)
-    assert whole_chain(whole[:known], ROOT, tokens, BLOCK) == whole
+    assert whole_chain(whole[:known], [ROOT, *whole[:known]][-1], tokens, BLOCK) == whole
     named = labels(b"s" * 16, whole, tokens, known, BLOCK)
     assert [label.hash for label in named] == whole[known:]
     assert b"".join(label.ids for label in named) == pack_ids(tokens[known * BLOCK : len(whole) * BLOCK])

@@ -65,7 +65,8 @@ class Gpu:
     def _start(self, plan: Plan) -> Answers:
         if plan.copies:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
-            self.pages[:, target] = self.pages[:, source]
+            slots = self.pages.flatten(1, 2)
+            slots[:, target] = slots[:, source]
         self.tables.update(plan.rows)
         padded = self.graphs.padded(plan)
         step = self.inputs.fill(plan, padded)

@@ -24,7 +24,8 @@ Ints = npt.NDArray[np.int32]
 class Arrays:
     """One step's arrays on the device. R rows, of which D are drawn from.
 
-    ids [tokens]: -1 is the token drawn last in the row's slot. rows, positions [tokens]. slot_of, ends [R]: a row's slot, and
+    ids [tokens]: -1 is the token drawn last in the row's slot. rows [tokens]. places, positions [tokens]: what a token attends
+    to, and how it is turned. slot_of, ends [R]: a row's slot, and
     how many tokens its context has. decode_ends, chunk_ends [R]: the same, each for its own kind of row, else 0. drawn,
     drawn_slots, drawn_ends [D]: the last token of each row that is drawn from, its slot and context. firsts [R + 1]: where the
     rows begin. starts [R], tiles [any, 2]: as kernels/prefill_attention.py lays out its work. Rows beyond the plan's are
@@ -33,6 +34,7 @@ class Arrays:
 
     ids: Tensor
     rows: Tensor
+    places: Tensor
     positions: Tensor
     slot_of: Tensor
     ends: Tensor
@@ -77,7 +79,7 @@ class Inputs:
     ) -> None:
         self.max_rows, self.room, self.invariant = max_rows, room, invariant
         rows, tiles = max_rows + 1, max_tokens // QUERIES + max_rows + SPARE_TILES
-        self._sizes = (max_tokens,) * 3 + (rows,) * 7 + (rows + 1, rows, 2 * tiles)
+        self._sizes = (max_tokens,) * 4 + (rows,) * 7 + (rows + 1, rows, 2 * tiles)
         self._device = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
         # A buffer is written again only when the step it was sent for has been answered.
         self._staged = [staging(self._device) for _ in range(ahead + 1)]
@@ -99,7 +101,7 @@ class Inputs:
         self.arrays.slot_of.fill_(self.max_rows)
 
     def _write(self, views: list[Ints], plan: Plan, padded: Step | None) -> Step:
-        ids, rows, positions, slot_of, ends, decode_ends, chunk_ends, *drawing, firsts, starts, tiles = views
+        ids, rows, places, positions, slot_of, ends, decode_ends, chunk_ends, *drawing, firsts, starts, tiles = views
         drawn, drawn_slots, drawn_ends = drawing
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
         count, tokens = len(plan.rows), int(lengths.sum())
@@ -112,7 +114,10 @@ class Inputs:
         for row, at in zip(plan.rows[decodes:], begin[decodes:].tolist(), strict=True):
             ids[at : at + len(row.tokens)] = row.tokens
         rows[:tokens] = np.repeat(np.arange(count, dtype=np.int32), lengths)
-        positions[:tokens] = np.arange(tokens, dtype=np.int32) + np.repeat(ends[:count] - lengths - begin, lengths)
+        places[:tokens] = np.arange(tokens, dtype=np.int32) + np.repeat(ends[:count] - lengths - begin, lengths)
+        positions[:tokens] = places[:tokens]
+        for at in [at for at, row in enumerate(plan.rows) if row.positions]:
+            positions[begin[at] : begin[at] + lengths[at]] = plan.rows[at].positions
         firsts[:count], firsts[count] = begin, tokens
         distinct = sorted({draw.row for draw in plan.draws})
         drawn[: len(distinct)] = (begin + lengths - 1)[distinct]
@@ -130,9 +135,10 @@ class Inputs:
         return padded
 
     def _pad(self, views: list[Ints], step: Step, padded: Step) -> None:
-        ids, rows, positions, slot_of, ends, decode_ends, chunk_ends, *drawing, firsts, _, tiles = views
+        ids, rows, places, positions, slot_of, ends, decode_ends, chunk_ends, *drawing, firsts, _, tiles = views
         drawn, drawn_slots, drawn_ends = drawing
-        ids[step.tokens : padded.tokens] = positions[step.tokens : padded.tokens] = 0
+        beyond = slice(step.tokens, padded.tokens)
+        ids[beyond] = places[beyond] = positions[beyond] = 0
         rows[step.tokens : padded.tokens] = padded.rows - 1
         slot_of[step.rows : padded.rows] = self.max_rows
         ends[step.rows : padded.rows] = chunk_ends[step.rows : padded.rows] = decode_ends[step.decodes : padded.rows] = 0

@@ -34,10 +34,11 @@ class Llama:
 
     def hidden(self, arrays: Arrays, step: Step, tables: Tables, newest: Tensor, pages: Tensor, attention: Attention) -> Tensor:
         """[rows drawn from, hidden], normed, for the head; writes the step's keys and values into the pages."""
-        ids, rows, positions = arrays.ids[: step.tokens], arrays.rows[: step.tokens], arrays.positions[: step.tokens]
+        parts = arrays.ids, arrays.rows, arrays.places, arrays.positions
+        ids, rows, places, positions = (part[: step.tokens] for part in parts)
         layers = self.parameters.layers
         residual, slots = embed(
-            ids, rows, positions, arrays.slot_of, newest, tables.all, self.parameters.embedding, pages.shape[2]
+            ids, rows, places, arrays.slot_of, newest, tables.all, self.parameters.embedding, pages.shape[2]
         )
         attention.begin(arrays, step, tables, pages.shape[2])
         x = rms_norm(residual, layers[0].attention_norm.weight, self.spec.rms_eps)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from services.engine.apart import block_copies
 from services.engine.plan import PENDING, Draw, Plan, Row
 from shared.messages import Sampling
 from tests.engine import reference
@@ -112,7 +113,7 @@ def test_copies_come_first(hub: Writer, open_gpu: Opener) -> None:
     gpu = open_gpu(hub(config, tensors))
     answers(gpu, Plan((Row(tuple(IDS[:12]), 0, (1, 2), 0),), (draw(0),), ()))
     rows = (Row((IDS[12],), 12, (1, 2), 0, 2), Row((IDS[50],), 12, (1, 3), 1))
-    found = answers(gpu, Plan(rows, (draw(0), draw(1, slot=1)), ((2, 3),)))
+    found = answers(gpu, Plan(rows, (draw(0), draw(1, slot=1)), tuple(block_copies(2, 3, 8))))
     for answer, ids in zip(found, (IDS[:13], [*IDS[:12], IDS[50]]), strict=True):
         assert answer.token == next_ids(config, tensors, ids, 1)[0] or not EXACT
 
