@@ -47,8 +47,8 @@ class Choice:
     def extend(self, packed: bytes, logprobs: Sequence[Logprob] = ()) -> None:
         self.ids.extend(unpack_ids(packed))
         self.hash.update(packed)
-        self.logprobs.extend(logprobs)
-        self.logprobs.extend([None] * (len(self.ids) - len(self.logprobs)))
+        self.logprobs += logprobs
+        self.logprobs += [None] * (len(self.ids) - len(self.logprobs))
 
     def digest_at(self, count: int) -> bytes:
         if count == len(self.ids):
@@ -123,14 +123,16 @@ class Follower:
         have = len(choice.ids)
         if record.first > have or choice.digest_at(record.first) != record.digest:
             return Verdict.CONFLICT
-        known = pack_ids(choice.ids[record.first :])
-        if record.ids[: len(known)] != known[: len(record.ids)]:
-            return Verdict.CONFLICT
-        fresh = record.ids[len(known) :]
+        fresh = record.ids
+        if record.first < have:  # told again, as after a take-over
+            known = pack_ids(choice.ids[record.first :])
+            if fresh[: len(known)] != known[: len(fresh)]:
+                return Verdict.CONFLICT
+            fresh = fresh[len(known) :]
         if not fresh:
             return Verdict.NOTHING
         self.fruitless = 0
-        choice.extend(fresh, (record.logprobs or ())[len(known) // 4 :])
+        choice.extend(fresh, (record.logprobs or ())[have - record.first :])
         return Verdict.NEWS
 
     def _end(self, choice: Choice, record: End) -> Verdict:
@@ -151,7 +153,7 @@ def newest(choices: Sequence[Choice]) -> str:
 
 
 def _cursor_hash(choices: Sequence[Choice], counts: Sequence[int]) -> str:
-    together = b"".join(choice.digest_at(count) for choice, count in zip(choices, counts, strict=True))
+    together = b"".join([choice.digest_at(count) for choice, count in zip(choices, counts, strict=True)])
     return hashlib.blake2b(together, digest_size=4).hexdigest()
 
 

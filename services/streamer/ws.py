@@ -31,9 +31,9 @@ class Socket:
         self.sending = asyncio.Lock()
 
     async def send(self, type: str, id: str | None, **fields: Any) -> None:
-        frame = orjson.dumps({"type": type, "id": id, **fields}).decode()
+        frame = orjson.dumps({"type": type, "id": id, **fields})
         async with self.sending:
-            await send_within(self.request, self.ws.send_str(frame))
+            await send_within(self.request, self.ws.send_frame(frame, WSMsgType.TEXT))
 
     async def error(self, id: str | None, code: str, message: str) -> None:
         await self.send("error", id, code=code, message=message)

@@ -1,8 +1,8 @@
-"""What safety costs and what a fault costs: python -m tests.chaos.figures [stalls] [overload] [idle] [checks]
+"""What safety costs and what a fault costs: python -m tests.chaos.figures [stalls] [overload] [idle]
 
 stalls: the longest wait that each of 16 streams saw when a process of each stage was killed with -9 under it.
 overload: tokens/s at ten times the users that fill the mesh, as a share of the tokens/s with just those; time to a refusal.
-idle: memory of a streamer per idle WebSocket. checks: what the token log's rules cost a reader, per token.
+idle: memory of a streamer per idle WebSocket.
 """
 
 import asyncio
@@ -17,9 +17,6 @@ from typing import Any
 import psutil
 from aiohttp import ClientSession, TCPConnector, WSMsgType
 
-from shared.fields import pack_ids, unpack_ids
-from shared.messages import Claim, LogRecord, Tokens
-from shared.tokenlog import Follower, Verdict, digest
 from tests.chaos.field import Field
 from tests.chaos.matrix import TWO
 from tests.chaos.results import high
@@ -110,40 +107,7 @@ async def idle() -> None:
         say("a request beside them", ms=f"{1000 * (time.monotonic() - started):.0f}")
 
 
-class Unchecked(Follower):
-    """Takes every token as it comes."""
-
-    def read(self, record: LogRecord) -> Verdict:
-        if isinstance(record, Tokens):
-            self.choices[record.choice].ids.extend(unpack_ids(record.ids))
-        return Verdict.NEWS
-
-
-def checks() -> None:
-    """Readers with all rules, and with none, over the same records of one token each."""
-    epoch, tokens = (0, 1, 0), list(range(1000))
-    records = [
-        Tokens(request="r", epoch=epoch, choice=0, first=at, digest=digest(pack_ids(tokens[:at])), ids=pack_ids([token]))
-        for at, token in enumerate(tokens)
-    ]
-    claim, times = Claim(request="r", epoch=epoch, prompt_tokens=1), {Follower: [0.0] * 0, Unchecked: [0.0] * 0}
-    for _ in range(50):
-        for cls, spent in times.items():
-            reader = cls(0, 1)
-            reader.read(claim)
-            started = time.perf_counter()
-            for record in records:
-                reader.read(record)
-            spent.append((time.perf_counter() - started) / len(records))
-    full, none = (1e6 * min(spent) for spent in times.values())
-    say("the log's rules", us_per_record=f"{full:.2f}", us_unchecked=f"{none:.2f}")
-
-
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or ["stalls", "overload", "idle", "checks"]
+    wanted = sys.argv[1:] or ["stalls", "overload", "idle"]
     for name in wanted:
-        measure = {"stalls": stalls, "overload": overload, "idle": idle, "checks": checks}[name]
-        if asyncio.iscoroutinefunction(measure):
-            asyncio.run(measure())
-        else:
-            measure()
+        asyncio.run({"stalls": stalls, "overload": overload, "idle": idle}[name]())
