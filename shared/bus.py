@@ -6,6 +6,7 @@ Every write here is safe to repeat. Nothing newer than Redis 7.0 is used, and no
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from redis.exceptions import WatchError
@@ -28,6 +29,7 @@ FIELD = b"m"
 START = "0-0"
 
 
+@lru_cache(maxsize=4096)  # asked for each record of an entry
 def entry_order(entry: str) -> tuple[int, int]:
     """Entry ids as numbers, so that they compare in log order."""
     ms, _, seq = entry.partition("-")
@@ -121,10 +123,14 @@ class Bus:
     # -- request records -------------------------------------------------------------------------------------------
 
     async def open(self, record: Record, ttl_s: int) -> None:
-        """A new request in one round trip: its record, then its submission. Nobody else knows its id yet."""
+        """A new request in one round trip. Nobody else knows its id yet."""
+        await self.run(self.opening(record, ttl_s))
+
+    def opening(self, record: Record, ttl_s: int) -> list[tuple[Any, ...]]:
+        """The commands that open a request: its record, then its submission."""
         key, submit = self.names.record(record.submit.request), record.submit
         # NX: sent again after a lost reply, it must not undo what a restore has made of the record meanwhile.
-        await self.run([("SET", key, encode(record), "NX", "EX", ttl_s), self._add(self.names.submit, submit)])
+        return [("SET", key, encode(record), "NX", "EX", ttl_s), self._add(self.names.submit, submit)]
 
     async def load(self, request: str) -> Record | None:
         [packed] = await self.run([("GET", self.names.record(request))])

@@ -104,7 +104,7 @@ class Scheduler:
         return self._freeze([share for share in shares if share.sequence.running])
 
     def _by_need(self) -> Iterator[tuple[Sequence, int]]:
-        """Running sequences that owe one token, then those that owe more, then new ones as they are admitted; with their debt."""
+        """With what they owe: running sequences that owe one token, then those that owe more, then new ones, once admitted."""
         now = [(sequence, sequence.owed) for sequence in self.running]
         before = self.preemptions
         yield from [pair for pair in now if pair[1] == 1]

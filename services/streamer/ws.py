@@ -73,7 +73,7 @@ class Socket:
             if isinstance(frame, ResumeFrame):
                 session = await self.door.resume(frame.request, frame.cursor, self.key)
             else:
-                session = await self.door.open(frame, self.key)
+                session = await self.door.open(frame, self.key, frame.idempotency_key)
         except BadRequest as error:
             await self.error(frame.id, error.code, str(error))
         except Overloaded as error:
