@@ -160,6 +160,22 @@ class Kernel:
     def _one_by_one(self, commands: Sequence[Command]) -> list[Any]:
         return [reply for command in commands for reply in self.broker.execute([command])]
 
+    def close(self) -> None:
+        for process in self.processes.values():
+            for task in process.tasks:
+                task.coroutine.close()
+
+    def through(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Nothing but this, to its end, each call answered at once."""
+        call = None
+        try:
+            while True:
+                call = coroutine.send(call and call.answer)
+                self.now += STEP_MS
+                self._execute(call)
+        except StopIteration as end:
+            return end.value
+
     # -- faults ----------------------------------------------------------------------------------------------------
 
     def crash(self, name: str) -> Process:
