@@ -12,7 +12,9 @@ from tests.chain import BREAKS, KILLS, STARVES
 from tests.chaos.field import Field
 from tests.chaos.hostile import asked_again, churn, half_open, leave_in_every_phase, slow_reader, storm_of_resumes
 from tests.chaos.matrix import row
+from tests.chaos.oracles import TENANTS_ENV
 from tests.chaos.proxy import Trouble
+from tests.chaos.prying import pry
 from tests.mesh.client import generate
 
 KILL = signal.SIGKILL
@@ -119,6 +121,7 @@ row("C3", "a storm of resumes, with right, wrong and foreign cursors", "P1, P5",
 row("C4", "one request asked for again and again at once, while a streamer and an engine die", "computed once", seconds=4)(
     asked_again
 )
+row("A4", "two tenants, one prying, while a streamer and an engine die", "P7: no secret shown", env=TENANTS_ENV)(pry)
 row("C6", "connections that come, go, and say nothing", "flat")(churn)
 
 
