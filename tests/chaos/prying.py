@@ -6,7 +6,7 @@ import json
 import signal
 from typing import Any
 
-from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, ServerDisconnectedError, WSMsgType
+from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
 
 from services.streamer.once import HEADER
 from tests.chaos.field import Field
@@ -16,13 +16,17 @@ from tests.mesh.test_chain import body
 ALICE, BOB = "alice", "bob"
 
 
+class Hurt(Exception):
+    """A process has just died: nothing was told."""
+
+
 async def pry(field: Field) -> None:
     """While a streamer and an engine die under both."""
     hurting = asyncio.create_task(_hurt(field))
     async with ClientSession(headers=headers(ALICE)) as alice, ClientSession(headers=headers(BOB)) as bob:
         pried = 0
         for at in range(12):
-            with contextlib.suppress(ClientError):  # the streamer has just died
+            with contextlib.suppress(ClientError, Hurt):
                 await _once(field, alice, bob, at)
                 pried += 1
             await field.mesh.until_ready()
@@ -55,13 +59,16 @@ async def _confide(field: Field, alice: ClientSession, mine: str) -> str:
     await _http(alice, url, "POST", "/v1/prompt_schemas", made, mine)
     async with alice.ws_connect(f"{url}/v1/ws") as ws:
         await ws.send_json({"type": "generate", "id": mine, **body([5], 300), "stop": mine, "idempotency_key": mine})
-        return str(json.loads(await _frame(ws))["request"])
+        said = json.loads(await _frame(ws))
+        if said["type"] == "error":
+            raise Hurt(said["code"])
+        return str(said["request"])
 
 
 async def _frame(ws: ClientWebSocketResponse) -> str:
     message = await ws.receive(timeout=20)
     if message.type is not WSMsgType.TEXT:
-        raise ServerDisconnectedError
+        raise Hurt("closed")
     return str(message.data)
 
 

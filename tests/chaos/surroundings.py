@@ -118,9 +118,7 @@ row("N3", "clients stop reading and come back elsewhere, the old socket half-ope
 row("C1", "a client that reads nothing", "others go on; dropped; resumable", seconds=14)(slow_reader)
 row("C2", "clients leave in every phase", "P6: pages back", seconds=3)(leave_in_every_phase)
 row("C3", "a storm of resumes, with right, wrong and foreign cursors", "P1, P5", seconds=3)(storm_of_resumes)
-row("C4", "one request asked for again and again at once, while a streamer and an engine die", "computed once", seconds=4)(
-    asked_again
-)
+row("C4", "asked again and again under one key, while a streamer and an engine die", "computed once; P1")(asked_again)
 row("A4", "two tenants, one prying, while a streamer and an engine die", "P7: no secret shown", env=TENANTS_ENV)(pry)
 row("C6", "connections that come, go, and say nothing", "flat")(churn)
 
