@@ -49,6 +49,7 @@ class Streamer:
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
         self.on_leave: Callable[[Session], None] = lambda _: None
+        self.on_end: Callable[[Session], None] = lambda _: None
         self._closed = asyncio.Event()
         self.finished = asyncio.Event()  # set once the last client has been served
 
@@ -113,6 +114,7 @@ class Streamer:
         self.life.stats.counters["fenced_records"] += session.follower.fenced
         if log.isEnabledFor(logging.INFO):
             log.info("%s", timeline(session))
+        self.on_end(session)
         if not (session.complete or session.follower.ended or session.superseded):
             self.start(self._cancel(session.record, None))
 
