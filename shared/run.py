@@ -122,7 +122,7 @@ class Life(Generic[_Config]):
 
 
 async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Coroutine[Any, Any, None]]) -> None:
-    bus = Bus(config.redis_url, config.served_name)
+    bus = Bus(config.redis_url, config.served_name, keep_s=config.keep_s)
     life = Life(stage, config, bus)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

@@ -30,7 +30,7 @@ def take_row(share: Share, block_size: int) -> Row:
     sequence, start, end = share.sequence, share.sequence.computed, share.sequence.computed + share.chunk
     tokens = tuple(sequence.tokens[start:end]) or PENDING_ROW
     held, told = -(-end // block_size), sequence.told
-    if held != told:
+    if held != told:  # else the last row's still holds
         sequence.table = tuple(sequence.blocks[:held])
     sequence.computed, sequence.told = end, held
     return Row(tokens, start, sequence.table, sequence.slot, told)

@@ -220,7 +220,7 @@ class Streamer:
         needed = {self.bus.names.tokens(name) for name in (self.partition, *followed)}
         for stream in [stream for stream in self.tail.positions if stream not in needed]:
             del self.tail.positions[stream]
-        await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)
+        await self.bus.keep(self.bus.names.tokens(self.partition))
 
 
 def new_request_id() -> str:

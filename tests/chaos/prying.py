@@ -58,7 +58,7 @@ async def _confide(field: Field, alice: ClientSession, mine: str) -> str:
     made = {"name": f"plan-{field.rng.random()}", "modules": [{"name": "a", "text": f"Say {mine}."}]}
     await _http(alice, url, "POST", "/v1/prompt_schemas", made, mine)
     async with alice.ws_connect(f"{url}/v1/ws") as ws:
-        await ws.send_json({"type": "generate", "id": mine, **body([5], 300), "stop": mine, "idempotency_key": mine})
+        await ws.send_json({"type": "generate", "id": mine, **body([5], 300), "stop": mine, "idempotency_key": f"{mine}-ws"})
         said = json.loads(await _frame(ws))
         if said["type"] == "error":
             raise Hurt(said["code"])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.bus import Bus, entry_order
+from shared.bus import KEEP_S, Bus, entry_order
 from shared.connection import BusDown, Patience, Refused
 from shared.names import Streams
 from tests.protocol.broker import Broker, Command, Id
@@ -226,7 +226,7 @@ class SimBus(Bus):
     """The bus, with the schedule's broker behind it. Everything but the connections is the real one's."""
 
     def __init__(self, kernel: Kernel, process: str) -> None:
-        self.names = Streams("m")
+        self.names, self._keep_s = Streams("m"), KEEP_S
         self.patience = Patience(0)
         self.kernel, self.process = kernel, process
 
