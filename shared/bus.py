@@ -19,7 +19,7 @@ from shared.names import Streams
 LEASE_MS = 3000  # an entry that its reader has not refreshed for this long may be taken over
 GONE_MS = 600  # the same for the entries of a reader whose connection to the broker has ended
 FORGET_MS = 600_000
-KEEP_S = 1200  # a token log that nobody writes or keeps ends
+KEEP_S = 1200
 MEMBER_TTL_S = 5
 ERA_S = 3600  # every heartbeat renews it
 DEAD_LETTERS = 1000
@@ -38,11 +38,14 @@ def entry_order(entry: str) -> tuple[int, int]:
 
 
 class Bus:
-    """Commands on a pool of connections. Raises BusDown where the broker stays away for longer than `patience`."""
+    """Commands on a pool of connections. Raises BusDown where the broker stays away for longer than `patience`.
+
+    Records and token logs end `keep_s` after they were last written (or kept).
+    """
 
     def __init__(self, url: str, model: str, patience_s: float = 30.0, keep_s: int = KEEP_S) -> None:
         self.names = Streams(model)
-        self._keep_s = keep_s
+        self.keep_s = keep_s
         self._url = url
         self.patience = Patience(patience_s)
         self._redis = connect(url, connections=16, timeout_s=5)
@@ -87,7 +90,7 @@ class Bus:
 
     def keeping(self, stream: str) -> tuple[Any, ...]:
         """The command that lets a token log live on."""
-        return ("EXPIRE", stream, self._keep_s)
+        return ("EXPIRE", stream, self.keep_s)
 
     async def keep(self, stream: str) -> None:
         await self.run([self.keeping(stream)])
@@ -131,15 +134,15 @@ class Bus:
 
     # -- request records -------------------------------------------------------------------------------------------
 
-    async def open(self, record: Record, ttl_s: int) -> None:
+    async def open(self, record: Record) -> None:
         """A new request in one round trip. Nobody else knows its id yet."""
-        await self.run(self.opening(record, ttl_s))
+        await self.run(self.opening(record))
 
-    def opening(self, record: Record, ttl_s: int) -> list[tuple[Any, ...]]:
+    def opening(self, record: Record) -> list[tuple[Any, ...]]:
         """The commands that open a request: its record, then its submission."""
         key, submit = self.names.record(record.submit.request), record.submit
         # NX: sent again after a lost reply, it must not undo what a restore has made of the record meanwhile.
-        return [("SET", key, encode(record), "NX", "EX", ttl_s), *self.adding(self.names.submit, submit)]
+        return [("SET", key, encode(record), "NX", "EX", self.keep_s), *self.adding(self.names.submit, submit)]
 
     async def load(self, request: str) -> Record | None:
         [packed] = await self.run([("GET", self.names.record(request))])
@@ -152,7 +155,6 @@ class Bus:
     async def change(
         self,
         request: str,
-        ttl_s: int,
         to: Callable[[Record | None], Record | None],
         notes: Callable[[Record], Sequence[tuple[str, Message]]] = lambda _: (),
     ) -> Record | None:
@@ -168,7 +170,7 @@ class Bus:
             if record is None:
                 return None
             adds = [command for stream, item in notes(record) for command in self.adding(stream, item)]
-            if await self.swap(key, before, [("SET", key, encode(record), "EX", ttl_s), *adds]):
+            if await self.swap(key, before, [("SET", key, encode(record), "EX", self.keep_s), *adds]):
                 return record
 
     async def swap(self, key: str, before: bytes | None, commands: Sequence[tuple[Any, ...]]) -> bool:

@@ -20,8 +20,8 @@ PACE_S = 0.004  # at least so much from one sending to the next: what a small mo
 
 
 class Publisher:
-    def __init__(self, bus: Bus, group: Group, keep_s: int) -> None:
-        self._bus, self._group, self._keep_s = bus, group, keep_s
+    def __init__(self, bus: Bus, group: Group) -> None:
+        self._bus, self._group = bus, group
         self._records: dict[str, list[LogRecord | TokensFields]] = defaultdict(list)
         self._growing: dict[tuple[str, int], Job] = {}  # (request, choice) with tokens to tell, behind the records
         self._acks: list[str] = []
@@ -99,11 +99,11 @@ class Publisher:
     def _commands(self, partition: str, said: list[LogRecord | TokensFields]) -> list[tuple[object, ...]]:
         # Trimmed by the broker's own clock, as its last answer told it. Kept with each entry: whoever dies here leaves no log
         # that never ends, nor does a broker that has forgotten that it should.
-        stream, oldest = self._bus.names.tokens(partition), self._newest.get(partition, 0) - 1000 * self._keep_s
+        stream, oldest = self._bus.names.tokens(partition), self._newest.get(partition, 0) - 1000 * self._bus.keep_s
         return [("XADD", stream, "MINID", "~", max(oldest, 0), "*", FIELD, encode_step(said)), self._bus.keeping(stream)]
 
     def _forget(self) -> None:
         """Partitions of streamers that are long gone."""
-        long_ago = max(self._newest.values()) - 1000 * self._keep_s
+        long_ago = max(self._newest.values()) - 1000 * self._bus.keep_s
         for partition in [name for name, at in self._newest.items() if at < long_ago]:
             del self._newest[partition]

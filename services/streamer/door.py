@@ -32,7 +32,7 @@ class Door:
         self.context = min(streamer.config.max_context or context, context)
         self.quota = Quota(streamer.bus)
         self.schemas = Schemas(streamer.bus)
-        self.once = Once(streamer.bus, streamer.config.keep_s)
+        self.once = Once(streamer.bus)
         streamer.on_leave = self._leave
         self.sockets: set[web.WebSocketResponse] = set()
 

@@ -43,8 +43,8 @@ def _hash(text: str) -> str:
 
 
 class Once:
-    def __init__(self, bus: Bus, keep_s: int) -> None:
-        self._bus, self._keep_s = bus, keep_s
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
 
     async def held(self, mark: Mark) -> bytes | None:
         """What the broker has of this key. Raises BadRequest (422: it came with another body), Overloaded, BusDown."""
@@ -63,13 +63,13 @@ class Once:
 
     async def open(self, mark: Mark, before: bytes | None, record: Record) -> bool:
         """Open the request under its key. False: somebody else has, since `before` was held. Raises BusDown."""
-        value = f"{record.submit.request}:{mark.digest}"
+        keep_s, value = self._bus.keep_s, f"{record.submit.request}:{mark.digest}"
         note = [
-            ("SET", self._name(mark), value, "EX", self._keep_s),
-            ("ZADD", self._all(mark), time.time() + self._keep_s, mark.name),
-            ("EXPIRE", self._all(mark), self._keep_s),
+            ("SET", self._name(mark), value, "EX", keep_s),
+            ("ZADD", self._all(mark), time.time() + keep_s, mark.name),
+            ("EXPIRE", self._all(mark), keep_s),
         ]
-        return await self._bus.swap(self._name(mark), before, [*note, *self._bus.opening(record, self._keep_s)])
+        return await self._bus.swap(self._name(mark), before, [*note, *self._bus.opening(record)])
 
     def _name(self, mark: Mark) -> str:
         return self._bus.names.once(mark.tenant, mark.name)

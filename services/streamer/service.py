@@ -99,7 +99,7 @@ class Streamer:
         return session
 
     async def _write(self, record: Record) -> bool:
-        await self.bus.open(record, self.config.keep_s)
+        await self.bus.open(record)
         return True
 
     def new_record(self, submit: Submit, stop: Sequence[str]) -> Record:

@@ -226,7 +226,7 @@ class SimBus(Bus):
     """The bus, with the schedule's broker behind it. Everything but the connections is the real one's."""
 
     def __init__(self, kernel: Kernel, process: str) -> None:
-        self.names, self._keep_s = Streams("m"), KEEP_S
+        self.names, self.keep_s = Streams("m"), KEEP_S
         self.patience = Patience(0)
         self.kernel, self.process = kernel, process
 

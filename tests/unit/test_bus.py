@@ -172,8 +172,8 @@ def record(request: str) -> Record:
 async def test_record_is_compared_and_set(bus: Bus) -> None:
     first = record("r")
     assert await bus.load("r") is None
-    assert await bus.change("r", 60, lambda now: first if now is None else None) == first
-    assert await bus.change("r", 60, lambda now: first if now is None else None) is None
+    assert await bus.change("r", lambda now: first if now is None else None) == first
+    assert await bus.change("r", lambda now: first if now is None else None) is None
     assert await bus.load("r") == first
 
     def higher(now: Record | None) -> Record:
@@ -183,7 +183,7 @@ async def test_record_is_compared_and_set(bus: Bus) -> None:
     def notes(record: Record) -> list[tuple[str, Message]]:
         return [("s", Step(records=(Attach(request="r", connection=record.connection),)))]
 
-    said = await asyncio.gather(*(bus.change("r", 60, higher, notes) for _ in range(10)))
+    said = await asyncio.gather(*(bus.change("r", higher, notes) for _ in range(10)))
     assert sorted(each.connection for each in said if each) == list(range(2, 12))
     told, _ = await bus.told("s", "r", START)
     assert [record for _, record in told] == [Attach(request="r", connection=connection) for connection in range(2, 12)]
@@ -194,10 +194,10 @@ async def test_every_token_log_ends(bus: Bus) -> None:
     streams = [bus.names.tokens(name) for name in ("appended", "changed", "handed on", "published")]
     step = Step(records=())
     await bus.append(streams[0], step)
-    await bus.change("r", 60, lambda _: record("r"), lambda _: [(streams[1], step)])
+    await bus.change("r", lambda _: record("r"), lambda _: [(streams[1], step)])
     group = Group(bus, "s", "g", "c")
     await group.hand_on([], [(streams[2], step)])
-    publisher = Publisher(bus, group, keep_s=60)
+    publisher = Publisher(bus, group)
     publisher.put("published", Fail(request="r", epoch=(0, 1, 0), code="cancelled", text=""))
     sending = asyncio.create_task(publisher.work())
     await publisher.flushed()
