@@ -42,7 +42,7 @@ class Held:
 
 
 # More than at the start: connections to the broker that stay open, a beat that is under way, what an allocator keeps.
-MAY_KEEP = Held(pid=0, files=24, tasks=8, memory=32 << 20)
+MAY_KEEP = Held(pid=0, files=24, tasks=4, memory=16 << 20)
 
 
 @dataclass
