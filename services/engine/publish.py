@@ -91,14 +91,14 @@ class Publisher:
         if not records:
             return
         commands = [command for partition, said in records.items() for command in self._commands(partition, said)]
-        replies = await self._bus.run(commands, atomic=True)
+        begins = any(partition not in self._newest for partition in records)  # a log: then it ends, whoever dies here
+        replies = await self._bus.run(commands, atomic=begins)
         for partition, entry in zip(records, replies[::2], strict=True):
             self._newest[partition] = entry_order(entry.decode())[0]
         self._forget()
 
     def _commands(self, partition: str, said: list[LogRecord | TokensFields]) -> list[tuple[object, ...]]:
-        # Trimmed by the broker's own clock, as its last answer told it. Kept with each entry: whoever dies here leaves no log
-        # that never ends, nor does a broker that has forgotten that it should.
+        # Trimmed by the broker's own clock, as its last answer told it. Kept with each entry: a broker may have forgotten the log.
         stream, oldest = self._bus.names.tokens(partition), self._newest.get(partition, 0) - 1000 * self._bus.keep_s
         return [("XADD", stream, "MINID", "~", max(oldest, 0), "*", FIELD, encode_step(said)), self._bus.keeping(stream)]
 
