@@ -98,7 +98,7 @@ class Publisher:
         self._forget()
 
     def _commands(self, partition: str, said: list[LogRecord | TokensFields]) -> list[tuple[object, ...]]:
-        # Trimmed by the broker's own clock, as its last answer told it. Kept with each entry: a broker may have forgotten the log.
+        # Trimmed by the broker's own clock, as its last answer told it. Kept each time: a broker may have forgotten the log.
         stream, oldest = self._bus.names.tokens(partition), self._newest.get(partition, 0) - 1000 * self._bus.keep_s
         return [("XADD", stream, "MINID", "~", max(oldest, 0), "*", FIELD, encode_step(said)), self._bus.keeping(stream)]
 
