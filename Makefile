@@ -33,5 +33,5 @@ $(VENV)/run: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test: $(VENV)/run
-	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[engine,test,dev]'
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[engine,otel,test,dev]'
 	@touch $@

@@ -6,6 +6,7 @@ Every write here is safe to repeat. Nothing newer than Redis 7.0 is used, and no
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from redis.exceptions import WatchError
@@ -18,6 +19,7 @@ from shared.names import Streams
 LEASE_MS = 3000  # an entry that its reader has not refreshed for this long may be taken over
 GONE_MS = 600  # the same for the entries of a reader whose connection to the broker has ended
 FORGET_MS = 600_000
+KEEP_S = 1200
 MEMBER_TTL_S = 5
 ERA_S = 3600  # every heartbeat renews it
 DEAD_LETTERS = 1000
@@ -28,6 +30,7 @@ FIELD = b"m"
 START = "0-0"
 
 
+@lru_cache(maxsize=4096)  # asked for each record of an entry
 def entry_order(entry: str) -> tuple[int, int]:
     """Entry ids as numbers, so that they compare in log order."""
     ms, _, seq = entry.partition("-")
@@ -35,10 +38,14 @@ def entry_order(entry: str) -> tuple[int, int]:
 
 
 class Bus:
-    """Commands on a pool of connections. Raises BusDown where the broker stays away for longer than `patience`."""
+    """Commands on a pool of connections. Raises BusDown where the broker stays away for longer than `patience`.
 
-    def __init__(self, url: str, model: str, patience_s: float = 30.0) -> None:
+    Records and token logs end `keep_s` after they were last written (or kept).
+    """
+
+    def __init__(self, url: str, model: str, patience_s: float = 30.0, keep_s: int = KEEP_S) -> None:
         self.names = Streams(model)
+        self.keep_s = keep_s
         self._url = url
         self.patience = Patience(patience_s)
         self._redis = connect(url, connections=16, timeout_s=5)
@@ -71,15 +78,22 @@ class Bus:
         return f"{info.partition(b'run_id:')[2].split()[0].decode()}:{(era or b'').decode()}"
 
     async def append(self, stream: str, item: Message) -> str:
-        [entry] = await self.run([self._add(stream, item)])
+        commands = self.adding(stream, item)
+        entry = (await self.run(commands, atomic=len(commands) > 1))[0]
         return str(entry.decode())
 
-    def _add(self, stream: str, item: Message) -> tuple[Any, ...]:
+    def adding(self, stream: str, item: Message) -> list[tuple[Any, ...]]:
+        """The commands that append, to be run in one transaction: nobody who dies here leaves a log that never ends."""
         trim = ("MAXLEN", "~", CONTROL_ENTRIES) if stream == self.names.control else ()
-        return ("XADD", stream, *trim, "*", FIELD, encode(item))
+        add = ("XADD", stream, *trim, "*", FIELD, encode(item))
+        return [add, self.keeping(stream)] if stream.startswith(self.names.tokens("")) else [add]
 
-    async def expire(self, stream: str, seconds: int) -> None:
-        await self.run([("EXPIRE", stream, seconds)])
+    def keeping(self, stream: str) -> tuple[Any, ...]:
+        """The command that lets a token log live on."""
+        return ("EXPIRE", stream, self.keep_s)
+
+    async def keep(self, stream: str) -> None:
+        await self.run([self.keeping(stream)])
 
     async def last_entry(self, stream: str) -> str:
         [entries] = await self.run([("XREVRANGE", stream, "+", "-", "COUNT", 1)])
@@ -120,11 +134,15 @@ class Bus:
 
     # -- request records -------------------------------------------------------------------------------------------
 
-    async def open(self, record: Record, ttl_s: int) -> None:
-        """A new request in one round trip: its record, then its submission. Nobody else knows its id yet."""
+    async def open(self, record: Record) -> None:
+        """A new request in one round trip. Nobody else knows its id yet."""
+        await self.run(self.opening(record))
+
+    def opening(self, record: Record) -> list[tuple[Any, ...]]:
+        """The commands that open a request: its record, then its submission."""
         key, submit = self.names.record(record.submit.request), record.submit
         # NX: sent again after a lost reply, it must not undo what a restore has made of the record meanwhile.
-        await self.run([("SET", key, encode(record), "NX", "EX", ttl_s), self._add(self.names.submit, submit)])
+        return [("SET", key, encode(record), "NX", "EX", self.keep_s), *self.adding(self.names.submit, submit)]
 
     async def load(self, request: str) -> Record | None:
         [packed] = await self.run([("GET", self.names.record(request))])
@@ -132,12 +150,11 @@ class Bus:
 
     async def drop(self, item: Cancel) -> None:
         """Nobody wants this request any more: its record goes, and engines hear so."""
-        await self.run([("DEL", self.names.record(item.request)), self._add(self.names.control, item)], atomic=True)
+        await self.run([("DEL", self.names.record(item.request)), *self.adding(self.names.control, item)], atomic=True)
 
     async def change(
         self,
         request: str,
-        ttl_s: int,
         to: Callable[[Record | None], Record | None],
         notes: Callable[[Record], Sequence[tuple[str, Message]]] = lambda _: (),
     ) -> Record | None:
@@ -152,8 +169,8 @@ class Bus:
             record = to(_record(before))
             if record is None:
                 return None
-            adds = [self._add(stream, item) for stream, item in notes(record)]
-            if await self.swap(key, before, [("SET", key, encode(record), "EX", ttl_s), *adds]):
+            adds = [command for stream, item in notes(record) for command in self.adding(stream, item)]
+            if await self.swap(key, before, [("SET", key, encode(record), "EX", self.keep_s), *adds]):
                 return record
 
     async def swap(self, key: str, before: bytes | None, commands: Sequence[tuple[Any, ...]]) -> bool:

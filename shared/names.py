@@ -53,6 +53,9 @@ class Streams:
     def ticket(self, hashed: str) -> str:
         return self._key(f"ticket:{hashed}")
 
+    def once(self, tenant: str, what: str) -> str:
+        return self._key(f"once:{tenant}:{what}")
+
     def schemas(self, tenant: str) -> str:
         return self._key(f"schemas:{tenant}")
 

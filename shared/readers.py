@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.bus import FIELD, FORGET_MS, GONE_MS, LEASE_MS, PAGE, START, Bus
-from shared.codec import encode
+from shared.bus import FORGET_MS, GONE_MS, LEASE_MS, PAGE, START, Bus
 from shared.connection import BLOCK_MS, BusDown, Refused
 from shared.messages import Message
 
@@ -148,7 +147,7 @@ class Group:
 
     async def hand_on(self, entries: Sequence[str], items: Sequence[tuple[str, Message]]) -> None:
         """Acknowledge entries in the same transaction that hands on what came of them, as (stream, message)."""
-        adds = [("XADD", stream, "*", FIELD, encode(item)) for stream, item in items]
+        adds = [command for stream, item in items for command in self._bus.adding(stream, item)]
         acks = [("XACK", self.stream, self.name, *entries), ("XDEL", self.stream, *entries)] if entries else []
         if adds or acks:
             await self._bus.run([*adds, *acks], atomic=True)

@@ -20,6 +20,7 @@ from shared import trace
 from shared.bus import Bus
 from shared.config import ConfigError, MeshConfig, load, shown
 from shared.connection import BusDown, Refused
+from shared.host import resident_memory
 from shared.messages import Beat
 from shared.stats import Stats
 
@@ -40,6 +41,7 @@ class Life(Generic[_Config]):
     def __init__(self, stage: str, config: _Config, bus: Bus) -> None:
         self.stage, self.config, self.bus = stage, config, bus
         self.stats = Stats()
+        self.stats.gauges |= {"tasks": lambda: len(asyncio.all_tasks()), "resident_bytes": resident_memory}
         self.stopping = asyncio.Event()
         self.detail = "starting"
         self.ready = False
@@ -120,7 +122,7 @@ class Life(Generic[_Config]):
 
 
 async def _live(stage: str, config: _Config, main: Callable[[Life[_Config]], Coroutine[Any, Any, None]]) -> None:
-    bus = Bus(config.redis_url, config.served_name)
+    bus = Bus(config.redis_url, config.served_name, keep_s=config.keep_s)
     life = Life(stage, config, bus)
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):

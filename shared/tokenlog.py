@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from zlib import crc32
 
 from shared.fields import Epoch, pack_ids, unpack_ids
 from shared.messages import Claim, End, Fail, Logprob, LogRecord, Tokens
@@ -43,17 +44,20 @@ class Choice:
     logprobs: list[Logprob | None] = field(default_factory=list)  # one per id; None where the log does not tell
     end: End | None = None
     hash: "hashlib.blake2b" = field(default_factory=lambda: hashlib.blake2b(digest_size=8))
+    latest: bytes = b""  # the digest of all of `ids`, once it was asked for: a cursor and the next record want the same one
 
     def extend(self, packed: bytes, logprobs: Sequence[Logprob] = ()) -> None:
         self.ids.extend(unpack_ids(packed))
         self.hash.update(packed)
-        self.logprobs.extend(logprobs)
-        self.logprobs.extend([None] * (len(self.ids) - len(self.logprobs)))
+        self.latest = b""
+        self.logprobs += logprobs
+        self.logprobs += [None] * (len(self.ids) - len(self.logprobs))
 
     def digest_at(self, count: int) -> bytes:
-        if count == len(self.ids):
-            return self.hash.digest()
-        return digest(pack_ids(self.ids[:count]))
+        if count != len(self.ids):
+            return digest(pack_ids(self.ids[:count]))
+        self.latest = self.latest or self.hash.digest()
+        return self.latest
 
 
 class Follower:
@@ -96,20 +100,25 @@ class Follower:
 
     def read(self, record: LogRecord) -> Verdict:
         """Take one record of this request, in log order."""
-        if self.ended or isinstance(record, Claim):
-            return self._claim(record) if isinstance(record, Claim) else Verdict.NOTHING
-        if not isinstance(record, Tokens | End | Fail) or record.epoch != self.epoch:
-            self.fenced += 1
+        if record.kind == "claim":
+            return self._claim(record)
+        if record.kind == "attach" or record.epoch != self.epoch:
+            self.fenced += not self.ended
             return Verdict.NOTHING
-        if isinstance(record, Fail):
-            self.failure = record
-            return Verdict.NEWS
+        if record.kind == "fail":
+            return self._fail(record)
         if record.choice >= len(self.choices):
             return Verdict.CONFLICT
         choice = self.choices[record.choice]
-        if choice.end is not None:
+        if choice.end is not None or self.failure is not None:
             return Verdict.NOTHING
-        return self._tokens(choice, record) if isinstance(record, Tokens) else self._end(choice, record)
+        return self._tokens(choice, record) if record.kind == "tokens" else self._end(choice, record)
+
+    def _fail(self, record: Fail) -> Verdict:
+        if self.ended:
+            return Verdict.NOTHING
+        self.failure = record
+        return Verdict.NEWS
 
     def _claim(self, claim: Claim) -> Verdict:
         if self.ended or claim.epoch <= self.epoch:
@@ -123,14 +132,16 @@ class Follower:
         have = len(choice.ids)
         if record.first > have or choice.digest_at(record.first) != record.digest:
             return Verdict.CONFLICT
-        known = pack_ids(choice.ids[record.first :])
-        if record.ids[: len(known)] != known[: len(record.ids)]:
-            return Verdict.CONFLICT
-        fresh = record.ids[len(known) :]
+        fresh = record.ids
+        if record.first < have:  # told again, as after a take-over
+            known = pack_ids(choice.ids[record.first :])
+            if fresh[: len(known)] != known[: len(fresh)]:
+                return Verdict.CONFLICT
+            fresh = fresh[len(known) :]
         if not fresh:
             return Verdict.NOTHING
         self.fruitless = 0
-        choice.extend(fresh, (record.logprobs or ())[len(known) // 4 :])
+        choice.extend(fresh, (record.logprobs or ())[have - record.first :])
         return Verdict.NEWS
 
     def _end(self, choice: Choice, record: End) -> Verdict:
@@ -151,8 +162,8 @@ def newest(choices: Sequence[Choice]) -> str:
 
 
 def _cursor_hash(choices: Sequence[Choice], counts: Sequence[int]) -> str:
-    together = b"".join(choice.digest_at(count) for choice, count in zip(choices, counts, strict=True))
-    return hashlib.blake2b(together, digest_size=4).hexdigest()
+    together = b"".join([choice.digest_at(count) for choice, count in zip(choices, counts, strict=True)])
+    return f"{crc32(together):08x}"  # enough for what is random already; every frame has one
 
 
 def counts_of(text: str, choices: int) -> list[int]:

@@ -30,10 +30,11 @@ def take_row(share: Share, block_size: int) -> Row:
     """The row of a share; what it computes counts as computed from here on."""
     sequence, start, end = share.sequence, share.sequence.computed, share.sequence.computed + share.chunk
     tokens = tuple(sequence.tokens[start:end]) or PENDING_ROW
-    blocks = tuple(sequence.blocks[: -(-end // block_size)])
-    told = sequence.told
-    sequence.computed, sequence.told = end, len(blocks)
-    return Row(tokens, start, blocks, sequence.slot, told, positions(sequence.runs, start, end))
+    held, told = -(-end // block_size), sequence.told
+    if held != told:  # else the last row's still holds
+        sequence.table = tuple(sequence.blocks[:held])
+    sequence.computed, sequence.told = end, held
+    return Row(tokens, start, sequence.table, sequence.slot, told, positions(sequence.runs, start, end))
 
 
 def take_draw(sequence: Sequence, row: int) -> Draw:

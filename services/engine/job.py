@@ -96,7 +96,7 @@ class Job:
         if not fresh:
             return ()
         output = self.choices[choice]
-        first, digest, packed = len(output.ids), output.hash.digest(), pack_ids(sampled.token for sampled in fresh)
+        first, digest, packed = len(output.ids), output.digest_at(len(output.ids)), pack_ids(sampled.token for sampled in fresh)
         logprobs = None
         if self.work.sampling.logprobs is not None:
             logprobs = tuple(sampled.logprob for sampled in fresh if sampled.logprob is not None)

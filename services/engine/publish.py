@@ -17,12 +17,11 @@ from shared.readers import Group
 
 MAX_LAG = 16  # steps whose records may be under way before the engine waits
 PACE_S = 0.004  # at least so much from one sending to the next: what a small model says in it is told at once, and costs once
-EXPIRE_EVERY_S = 60.0
 
 
 class Publisher:
-    def __init__(self, bus: Bus, group: Group, keep_s: int) -> None:
-        self._bus, self._group, self._keep_s = bus, group, keep_s
+    def __init__(self, bus: Bus, group: Group) -> None:
+        self._bus, self._group = bus, group
         self._records: dict[str, list[LogRecord | TokensFields]] = defaultdict(list)
         self._growing: dict[tuple[str, int], Job] = {}  # (request, choice) with tokens to tell, behind the records
         self._acks: list[str] = []
@@ -31,7 +30,6 @@ class Publisher:
         self._idle.set()
         self._steps = 0
         self._newest: dict[str, int] = {}  # per partition, the broker's time of our last entry in it
-        self._expired: dict[str, float] = {}
 
     def put(self, partition: str, *records: LogRecord | TokensFields) -> None:
         self._records[partition] += records
@@ -92,22 +90,20 @@ class Publisher:
     async def _send(self, records: dict[str, list[LogRecord | TokensFields]]) -> None:
         if not records:
             return
-        replies = await self._bus.run([self._command(partition, said) for partition, said in records.items()])
-        now = asyncio.get_running_loop().time()
-        for partition, entry in zip(records, replies, strict=True):
+        commands = [command for partition, said in records.items() for command in self._commands(partition, said)]
+        begins = any(partition not in self._newest for partition in records)  # a log: then it ends, whoever dies here
+        replies = await self._bus.run(commands, atomic=begins)
+        for partition, entry in zip(records, replies[::2], strict=True):
             self._newest[partition] = entry_order(entry.decode())[0]
-            if now - self._expired.get(partition, -EXPIRE_EVERY_S) >= EXPIRE_EVERY_S:
-                self._expired[partition] = now
-                await self._bus.expire(self._bus.names.tokens(partition), self._keep_s)
-                self._forget(now)
+        self._forget()
 
-    def _command(self, partition: str, said: list[LogRecord | TokensFields]) -> tuple[object, ...]:
-        # Trimmed by the broker's own clock, as its last answer told it.
-        oldest = self._newest.get(partition, 0) - 1000 * self._keep_s
-        return ("XADD", self._bus.names.tokens(partition), "MINID", "~", max(oldest, 0), "*", FIELD, encode_step(said))
+    def _commands(self, partition: str, said: list[LogRecord | TokensFields]) -> list[tuple[object, ...]]:
+        # Trimmed by the broker's own clock, as its last answer told it. Kept each time: a broker may have forgotten the log.
+        stream, oldest = self._bus.names.tokens(partition), self._newest.get(partition, 0) - 1000 * self._bus.keep_s
+        return [("XADD", stream, "MINID", "~", max(oldest, 0), "*", FIELD, encode_step(said)), self._bus.keeping(stream)]
 
-    def _forget(self, now: float) -> None:
+    def _forget(self) -> None:
         """Partitions of streamers that are long gone."""
-        for partition in [name for name, at in self._expired.items() if now - at > self._keep_s]:
-            del self._expired[partition]
-            self._newest.pop(partition, None)
+        long_ago = max(self._newest.values()) - 1000 * self._bus.keep_s
+        for partition in [name for name, at in self._newest.items() if at < long_ago]:
+            del self._newest[partition]

@@ -101,8 +101,8 @@ class Scheduler:
         decoding = any(sequence.owed == 1 and sequence.begun for sequence in self.running)
         budget = self.token_budget if decoding else self.prefill_budget
         shares: list[Share] = []
-        for sequence in self._by_need():
-            chunk = min(sequence.owed, budget)
+        for sequence, owed in self._by_need():
+            chunk = min(owed, budget)
             if not chunk or not sequence.running or sequence.certain_end:
                 continue
             share = Share(sequence, chunk)
@@ -112,14 +112,14 @@ class Scheduler:
         # Growing may have preempted a younger sequence that had its place in this step already.
         return self._freeze([share for share in shares if share.sequence.running])
 
-    def _by_need(self) -> Iterator[Sequence]:
-        """Running sequences that owe one token, then those that owe more, then new ones as they are admitted."""
+    def _by_need(self) -> Iterator[tuple[Sequence, int]]:
+        """With what they owe: running sequences that owe one token, then those that owe more, then new ones, once admitted."""
         now = [(sequence, sequence.owed) for sequence in self.running]
         before = self.preemptions
-        yield from (sequence for sequence, owed in now if owed == 1)
-        yield from (sequence for sequence, owed in now if owed > 1)
+        yield from [pair for pair in now if pair[1] == 1]
+        yield from [pair for pair in now if pair[1] > 1]
         while self.preemptions == before and (admitted := self._admit()) is not None:
-            yield admitted
+            yield admitted, admitted.owed
 
     def _admit(self) -> Sequence | None:
         """Move the first waiting sequence to the running ones if its prompt fits. Strictly first come, first served."""

@@ -32,7 +32,8 @@ class Sequence:
     arrival: int = 0
     running: bool = False  # holds pages and a slot, and takes part in steps; else it waits, or has left
     slot: int = -1  # its place on the device while it runs
-    told: int = 0  # blocks that the device has been told of
+    told: int = 0  # blocks that the device has been told of: those of `table`, unless some were replaced
+    table: tuple[int, ...] = ()  # the blocks of the last row
     begun: bool = False  # a token has been drawn for it in this slot
     pending: int = 0
     cached: int = 0

@@ -47,7 +47,7 @@ class Engine:
         self.life, self.scheduler, self.device, self.thread, self.tier = life, scheduler, device, thread, tier
         self.bus: Bus = life.bus
         self.group = Group(self.bus, self.bus.names.work, GROUP, life.config.id)
-        self.publisher = Publisher(self.bus, self.group, life.config.keep_s)
+        self.publisher = Publisher(self.bus, self.group)
         self.jobs = Jobs(scheduler, self.publisher, life.stats, tier)
         self.admission = Admission(scheduler, self.jobs, life.stats, tier, self._background_ended)
         life.on_new_broker = self._forget_cancels

@@ -13,6 +13,7 @@ from services.streamer.body import BadRequest, parse_body
 from services.streamer.door import Door
 from services.streamer.errors import error_body, http_error, send_within
 from services.streamer.gate import KEY
+from services.streamer.once import HEADER
 from services.streamer.schema import ChatBody, CompletionBody, Generation
 from services.streamer.session import Delta, Session, StreamError
 from services.streamer.shapes import CHAT, COMPLETION, Shape
@@ -20,6 +21,7 @@ from shared import trace
 from shared.connection import BusDown
 
 BODY_S = 30.0
+STATUS = {"prompt_too_long": 400, "bad_prompt": 400, "superseded": 409, "deadline_exceeded": 504}
 PING_S = 15.0  # an SSE comment this often, so that proxies keep the connection open during a long prefill
 SSE_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
@@ -44,7 +46,8 @@ class Api:
             body = parse_body(cls, await read_body(request))
             if body.stream_options is not None and not body.stream:
                 raise BadRequest("stream_options needs stream: true", "stream_options")
-            session = await self.door.open(body, request[KEY])
+            again = request.headers.get(HEADER)
+            session = await self.door.open(body, request[KEY], again)
             try:
                 return (
                     await self._stream(request, body, shape, session)
@@ -52,7 +55,10 @@ class Api:
                     else await self._whole(body, shape, session)
                 )
             finally:
-                self.door.streamer.close(session)
+                if again is None or session.complete:
+                    self.door.streamer.close(session)
+                else:
+                    self.door.streamer.detach(session)
 
         return handle
 
@@ -96,7 +102,9 @@ class Api:
         streamer.observe(session)
 
     def _head(self, session: Session) -> dict[str, Any]:
-        return {"id": f"req-{session.id}", "created": int(time.time()), "model": self.door.served}
+        # From the record, so that who asks again under an idempotency key is told the same.
+        created = session.record.submit.deadline_ms // 1000 - self.door.streamer.config.request_timeout_s
+        return {"id": f"req-{session.id}", "created": created, "model": self.door.served}
 
     # -- models ----------------------------------------------------------------------------------------------------
 
@@ -151,8 +159,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except BadRequest as error:
         return http_error(error.status, str(error), "invalid_request_error", error.code, error.param)
     except StreamError as error:
-        status = 400 if error.code in ("prompt_too_long", "bad_prompt") else 504 if error.code == "deadline_exceeded" else 503
-        kind = "invalid_request_error" if status == 400 else "server_error"
+        status = STATUS.get(error.code, 503)
+        kind = "invalid_request_error" if status < 500 else "server_error"
         return http_error(status, str(error), kind, error.code)
     except Overloaded as error:
         return http_error(error.status, error.message, "overloaded", "overloaded", retry_after_s=error.retry_after_s)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from services.streamer.door import Door
 from services.streamer.doorstep import Doorstep
 from services.streamer.gate import Gate, load_keys
 from services.streamer.mesh import Mesh
+from services.streamer.otel import ENDPOINT, exporter
 from services.streamer.prompt_api import PromptApi
 from services.streamer.quota import Tickets
 from services.streamer.service import Streamer
@@ -41,6 +43,8 @@ async def main(life: Life[StreamerConfig]) -> None:
     partition = f"{config.id}-{uuid.uuid4().hex[:8]}"
     position = await life.bus.last_entry(life.bus.names.tokens(partition))
     streamer = Streamer(life, vocab, position, partition)
+    if os.environ.get(ENDPOINT):
+        streamer.on_end = exporter()
     mesh = Mesh(life.bus, config.served_name)
     door = Door(streamer, mesh)
     gate = Gate(config, keys, Tickets(life.bus))

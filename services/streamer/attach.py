@@ -55,7 +55,6 @@ async def _supersede(streamer: Streamer, session: Session) -> bool:
     seen, stream = session.record, streamer.bus.names.tokens(session.partition)
     record = await streamer.bus.change(
         session.id,
-        streamer.config.keep_s,
         lambda now: attached(seen, now, int(1000 * time.time())),
         lambda record: [(stream, Step(records=(Attach(request=session.id, connection=record.connection),)))],
     )

@@ -1,26 +1,31 @@
 """From a valid body to an open session: the model's name, admission, limits that need the vocabulary, and the record."""
 
 import asyncio
+import contextlib
 import secrets
 import time
+from functools import partial
 
 from aiohttp import web
 
-from services.streamer.admission import admit
+from services.streamer.admission import Overloaded, admit
 from services.streamer.attach import attach
 from services.streamer.body import BadRequest
 from services.streamer.keys import Key
 from services.streamer.lengths import Lengths
 from services.streamer.mesh import Mesh
+from services.streamer.once import Once, mark_of, request_of
 from services.streamer.prompt_layout import Prompt, lay_out
 from services.streamer.prompt_modules import beginning, begun
 from services.streamer.prompt_schemas import Schemas
 from services.streamer.quota import Quota
 from services.streamer.schema import Generation
-from services.streamer.service import Streamer, new_request_id
+from services.streamer.service import Streamer, Taken, Writer, new_request_id
 from services.streamer.session import Session, StreamError
 from shared.layout import Layout
 from shared.messages import Submit
+
+ONCE_TRIES = 3  # to find or to become the request of an idempotency key
 
 
 class Door:
@@ -31,6 +36,7 @@ class Door:
         self.quota = Quota(streamer.bus)
         self.schemas = Schemas(streamer.bus)
         self.lengths = Lengths(self._tokens)
+        self.once = Once(streamer.bus)
         streamer.on_leave = self._leave
         self.sockets: set[web.WebSocketResponse] = set()
 
@@ -38,9 +44,22 @@ class Door:
     def served(self) -> str:
         return self.streamer.config.served_name
 
-    async def open(self, body: Generation, key: Key) -> Session:
-        """Raises BadRequest, Overloaded, BusDown."""
+    async def open(self, body: Generation, key: Key, again: str | None = None) -> Session:
+        """`again` is the client's idempotency key. Raises BadRequest, Overloaded, BusDown."""
         self._check_model(body.model)
+        if again is None:
+            return await self._open(body, key)
+        mark = mark_of(key.tenant, again, body)
+        for _ in range(ONCE_TRIES):
+            held = await self.once.held(mark)
+            if held:
+                with contextlib.suppress(StreamError):  # its record is gone: it was left for too long, and is computed anew
+                    return await self.resume(request_of(held), "", key)
+            with contextlib.suppress(Taken):
+                return await self._open(body, key, partial(self.once.open, mark, held))
+        raise Overloaded("others are asking with the same idempotency key", 429, 1)
+
+    async def _open(self, body: Generation, key: Key, write: Writer | None = None) -> Session:
         streamer = self.streamer
         if self.mesh.missing:
             await self.mesh.look()  # the picture is up to a second old: look again before refusing
@@ -64,7 +83,7 @@ class Door:
             raise BadRequest("min_tokens is larger than max_tokens", "min_tokens")
         await self.quota.enter(key, submit.request)
         self.mesh.admitted += 1
-        return await streamer.open(streamer.new_record(submit, body.stops()), key)
+        return await streamer.open(streamer.new_record(submit, body.stops()), key, write)
 
     async def _prompt(self, body: Generation, key: Key) -> tuple[Prompt | bytes, Layout | None]:
         prompt, use = body.prompt_wanted(), body.prompt_schema

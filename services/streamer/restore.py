@@ -38,7 +38,6 @@ async def _restore(streamer: "Streamer", session: Session) -> None:
     least = max(session.follower.epoch[0] + 1, int(1000 * time.time()))
     record = await bus.change(
         session.id,
-        streamer.config.keep_s,
         lambda now: None if session.done else restored(before, now, given, ends, log_from, least),
         lambda record: attempt(bus.names, record),
     )

@@ -181,11 +181,13 @@ class Generate(ChatBody):
 
     type: Literal["generate"]
     id: Id
+    idempotency_key: str | None = None
 
 
 class GeneratePrompt(CompletionBody):
     type: Literal["generate"]
     id: Id
+    idempotency_key: str | None = None
 
 
 class CancelFrame(Body):

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from services.streamer.keys import ANYBODY, Key
@@ -29,6 +29,13 @@ SILENCE_S = 15.0  # after this long without news the broker is asked whether any
 log = logging.getLogger("headrace")
 
 
+Writer = Callable[[Record], Awaitable[bool]]  # opens a request in the broker; False where another has it already
+
+
+class Taken(Exception):
+    """Somebody else has opened the request that this was to be."""
+
+
 class Streamer:
     """Requests of the clients that are connected to this process."""
 
@@ -42,6 +49,7 @@ class Streamer:
         self.tail = Tail(self.bus, {self.bus.names.tokens(partition): position})
         self.background: set[asyncio.Task[None]] = set()
         self.on_leave: Callable[[Session], None] = lambda _: None
+        self.on_end: Callable[[Session], None] = lambda _: None
         self._closed = asyncio.Event()
         self.finished = asyncio.Event()  # set once the last client has been served
 
@@ -58,9 +66,10 @@ class Streamer:
         await self.tail.close()
 
     def _dispatch(self, stream: str, entry: str, item: object) -> None:
+        partition = stream.removeprefix(self.bus.names.tokens(""))
         for record in item.records if isinstance(item, Step) else ():
             session = self.sessions.get(record.request)
-            if session is not None and self.bus.names.tokens(session.partition) == stream:
+            if session is not None and session.partition == partition:
                 session.apply(entry, record)
                 if session.conflict and not (session.restoring or session.done):
                     self.start(restore(self, session))
@@ -73,19 +82,25 @@ class Streamer:
 
     # -- a request's life ------------------------------------------------------------------------------------------
 
-    async def open(self, record: Record, key: Key = ANYBODY) -> Session:
-        """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown."""
-        session, written = Session(record, self.vocab), False
+    async def open(self, record: Record, key: Key = ANYBODY, write: Writer | None = None) -> Session:
+        """Write the record, then submit: whoever attaches finds what it needs. Raises BusDown, and Taken if `write` may not."""
+        session, written = Session(record, self.vocab), None
         session.key = key
         self.sessions[session.id] = session
         try:
-            await self.bus.open(record, self.config.keep_s)
-            written = True
+            written = await (write or self._write)(record)
         finally:
-            if not written:  # no broker, or the client has left meanwhile: nobody will close this session
+            if written is None:  # no broker, or the client has left meanwhile: nobody will close this session
                 self.close(session)
+        if not written:
+            self._forget(session)
+            raise Taken
         self.life.stats.counters["requests"] += 1
         return session
+
+    async def _write(self, record: Record) -> bool:
+        await self.bus.open(record)
+        return True
 
     def new_record(self, submit: Submit, stop: Sequence[str]) -> Record:
         return Record(submit=submit, stop=tuple(stop), connection=1)
@@ -99,7 +114,8 @@ class Streamer:
         self.life.stats.counters["fenced_records"] += session.follower.fenced
         if log.isEnabledFor(logging.INFO):
             log.info("%s", timeline(session))
-        if not session.follower.ended and not session.superseded:
+        self.on_end(session)
+        if not (session.complete or session.follower.ended or session.superseded):
             self.start(self._cancel(session.record, None))
 
     def _forget(self, session: Session) -> None:
@@ -117,7 +133,7 @@ class Streamer:
 
     def cancel_choice(self, session: Session, choice: int) -> None:
         """A stop string ended a choice here, before its engine knew."""
-        if len(session.outputs) > 1 and session.follower.choices[choice].end is None:
+        if session.follower.choices[choice].end is None:
             self.start(self._cancel(session.record, choice))
 
     async def _cancel(self, record: Record, choice: int | None) -> None:
@@ -204,7 +220,7 @@ class Streamer:
         needed = {self.bus.names.tokens(name) for name in (self.partition, *followed)}
         for stream in [stream for stream in self.tail.positions if stream not in needed]:
             del self.tail.positions[stream]
-        await self.bus.expire(self.bus.names.tokens(self.partition), self.config.keep_s)
+        await self.bus.keep(self.bus.names.tokens(self.partition))
 
 
 def new_request_id() -> str:

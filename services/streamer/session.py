@@ -100,7 +100,12 @@ class Session:
 
     @property
     def done(self) -> bool:
-        return self.stopped or self.error is not None or all(output.finish for output in self.outputs)
+        return self.stopped or self.error is not None or self.complete
+
+    @property
+    def complete(self) -> bool:
+        """The client has the whole answer; engines may not know yet, where a stop string ended it."""
+        return all(output.finish for output in self.outputs)
 
     @property
     def superseded(self) -> bool:

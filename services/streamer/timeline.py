@@ -1,13 +1,19 @@
 """One request's way through all stages, as one structured log line. Never a prompt, never an answer. Pure."""
 
+from typing import Any
+
 import orjson
 
 from services.streamer.session import Session
 
 
 def timeline(session: Session) -> str:
+    return orjson.dumps(told(session)).decode()
+
+
+def told(session: Session) -> dict[str, Any]:
     submit, follower = session.record.submit, session.follower
-    told = {
+    return {
         "request": session.id,
         "key": session.key.name if session.key.digest else submit.tenant,
         "outcome": session.error.code if session.error else [output.finish or "left" for output in session.outputs],
@@ -18,4 +24,3 @@ def timeline(session: Session) -> str:
         "fenced_records": follower.fenced,
         **session.timings(),
     }
-    return orjson.dumps(told).decode()

@@ -31,9 +31,9 @@ class Socket:
         self.sending = asyncio.Lock()
 
     async def send(self, type: str, id: str | None, **fields: Any) -> None:
-        frame = orjson.dumps({"type": type, "id": id, **fields}).decode()
+        frame = orjson.dumps({"type": type, "id": id, **fields})
         async with self.sending:
-            await send_within(self.request, self.ws.send_str(frame))
+            await send_within(self.request, self.ws.send_frame(frame, WSMsgType.TEXT))
 
     async def error(self, id: str | None, code: str, message: str) -> None:
         await self.send("error", id, code=code, message=message)
@@ -73,7 +73,7 @@ class Socket:
             if isinstance(frame, ResumeFrame):
                 session = await self.door.resume(frame.request, frame.cursor, self.key)
             else:
-                session = await self.door.open(frame, self.key)
+                session = await self.door.open(frame, self.key, frame.idempotency_key)
         except BadRequest as error:
             await self.error(frame.id, error.code, str(error))
         except Overloaded as error:

@@ -17,8 +17,9 @@ from aiohttp import ClientError
 
 from shared.connection import BusDown, Refused
 from tests.chaos import processes, surroundings
-from tests.chaos.field import Field, Leak, keys_without_expiry, unfinished
+from tests.chaos.field import Field
 from tests.chaos.matrix import ELSEWHERE, ROWS, Row
+from tests.chaos.oracles import Leak, Whispers, keys_without_expiry, unfinished
 from tests.chaos.proxy import Proxy
 from tests.chaos.results import HEAD, Result, keep, kept
 from tests.mesh.harness import RunningMesh
@@ -31,8 +32,8 @@ SHORT = ("K3", "R2", "X2")  # what CI runs beside tests/mesh/test_chain.py, whic
 @asynccontextmanager
 async def standing(row: Row, rng: random.Random) -> AsyncIterator[tuple[RunningMesh, Proxy | None]]:
     """A mesh as the row wants it, behind a proxy if it wants one."""
-    env = {"CHAIN_STEP_S": "0.004", "HEADRACE_LOG": "warning"} | dict(row.env)
-    mesh = RunningMesh(row.counts, chain=True, env=env, through_proxy=row.proxied)
+    env = {"CHAIN_STEP_S": "0.004", "HEADRACE_LOG": "info"} | dict(row.env)
+    mesh = RunningMesh(row.counts, chain=True, env=env, through_proxy=row.proxied, log=True)
     if "prefix_cache" in row.counts:
         socket = f"{mesh.broker.folder}/prefix.sock"
         mesh.env |= {"HEADRACE_PREFIX_CACHE_SOCKET": socket, "HEADRACE_ENGINE_PREFIX_CACHES": socket}
@@ -47,13 +48,13 @@ async def standing(row: Row, rng: random.Random) -> AsyncIterator[tuple[RunningM
 async def once(row: Row, seed: int, mesh: RunningMesh, proxy: Proxy | None) -> tuple[Field, list[str]]:
     """One seed of one row on a mesh that stands. Returns what was done and seen, and what was wrong."""
     ground = Field(mesh, random.Random(f"{row.id}:{seed}"), proxy)
-    leak, wrong = Leak.start(mesh), list[str]()
+    leak, whispers, wrong = await Leak.start(mesh), Whispers(mesh.log), list[str]()
     try:
         await ground.crowd(row.fault, row.seconds, row.users)  # type: ignore[arg-type]
     except (AssertionError, TimeoutError, LookupError, ClientError, *BROKEN) as error:
         wrong.append(f"{type(error).__name__}: {error}")
     wrong += await unfinished(mesh)
-    wrong += leak.found(mesh)
+    wrong += [*await leak.found(mesh), *await whispers.found(mesh)]
     wrong += [f"no expiry: {key}" for key in await keys_without_expiry(mesh)]
     if sum((died := ground.died()).values()) > row.fails:
         wrong.append(f"died by themselves: {died}")

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
 import time
-from typing import Any
 
 from aiohttp import ClientError, ClientSession, WSMsgType
 
@@ -12,10 +12,7 @@ from tests.chain import expected
 from tests.chaos.field import Field
 from tests.mesh.client import Answer, Client
 from tests.mesh.test_chain import body
-
-
-def _body(prompt: list[int], tokens: int) -> dict[str, Any]:
-    return body(prompt, tokens)
+from tests.mesh.test_once import Told, ask
 
 
 async def half_open(field: Field) -> None:
@@ -24,7 +21,7 @@ async def half_open(field: Field) -> None:
         for at in range(8):
             prompt, answer = [500 + at, 7], Answer()
             old = await http.ws_connect(f"{field.mesh.url_of(at % 2)}/v1/ws")
-            await old.send_json({"type": "generate", "id": "a", **_body(prompt, 300)})
+            await old.send_json({"type": "generate", "id": "a", **body(prompt, 300)})
             for _ in range(field.rng.randrange(2, 20)):
                 answer.take((await old.receive(timeout=20)).json())
             async with Client(field.mesh.url_of((at + 1) % 2)) as second:
@@ -46,7 +43,7 @@ async def slow_reader(field: Field) -> None:
     await loop.sock_sendall(raw, head.encode())
     await loop.sock_recv(raw, 300)
     async with ClientSession() as http, http.ws_connect(f"{field.mesh.url}/v1/ws") as ws:
-        await ws.send_json({"type": "generate", "id": "a", **_body(prompt, 2000)})
+        await ws.send_json({"type": "generate", "id": "a", **body(prompt, 2000)})
         request = (await ws.receive_json(timeout=20))["request"]
     frame = f'{{"type":"resume","id":"a","request":"{request}","return_token_ids":true}}'.encode()
     await loop.sock_sendall(raw, b"\x81\xfe" + len(frame).to_bytes(2, "big") + b"\0\0\0\0" + frame)
@@ -65,7 +62,7 @@ async def leave_in_every_phase(field: Field) -> None:
         for _ in range(60):
             with contextlib.suppress(TimeoutError, ClientError):
                 async with asyncio.timeout(field.rng.choice((0.001, 0.005, 0.02, 0.05, 0.2))):
-                    async with http.post(f"{field.mesh.url}/v1/completions", json=_body([700] * 900, 2000)) as response:
+                    async with http.post(f"{field.mesh.url}/v1/completions", json=body([700] * 900, 2000)) as response:
                         await response.read()
 
 
@@ -74,7 +71,7 @@ async def storm_of_resumes(field: Field) -> None:
     prompt, tokens = [800, 801], 120
     cursors = [""]
     async with Client(field.mesh.url) as client:
-        await client.send("generate", "a", **_body(prompt, tokens))
+        await client.send("generate", "a", **body(prompt, tokens))
         answer = Answer()
         while not answer.terminals:
             answer.take(await client.frame())
@@ -102,6 +99,30 @@ async def storm_of_resumes(field: Field) -> None:
             assert got.done["code"] == "superseded", "the log holds it all"
 
     await asyncio.gather(*(one(at) for at in range(100)))
+
+
+async def asked_again(field: Field) -> None:
+    """Under one idempotency key, at once and again, on both streamers, while a streamer and an engine die."""
+
+    async def one(at: int) -> None:
+        prompt, key = [900 + at, 7], f"{field.rng.random()}"
+        asked, told = body(prompt, 150), list[Told]()
+        while not any(each.over for each in told):
+            leaving = [field.rng.choice((None, None, field.rng.randrange(1, 100))) for _ in range(2)]
+            tries = (ask(field.mesh.url_of(to), key, asked, tokens) for to, tokens in enumerate(leaving))
+            told += [each for each in await asyncio.gather(*tries, return_exceptions=True) if isinstance(each, Told)]
+            await asyncio.sleep(0.05)
+        whole = expected(prompt, 150)
+        assert all(each.ids == whole[: len(each.ids)] for each in told), "a wrong token"
+        assert all(each.ids == whole for each in told if each.over)
+        assert len({each.request for each in told if each.request}) == 1, "it was computed twice"
+        assert {each.error for each in told} <= {"", "superseded", "overloaded"}, [each.error for each in told]
+
+    running = asyncio.gather(*(one(at) for at in range(12)))
+    await asyncio.sleep(field.rng.uniform(0.1, 0.5))
+    field.kill(field.any("streamer"), signal.SIGKILL)
+    field.kill(field.any("engine"), signal.SIGKILL)
+    await running
 
 
 async def churn(field: Field) -> None:

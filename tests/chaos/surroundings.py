@@ -10,9 +10,11 @@ import psutil
 
 from tests.chain import BREAKS, KILLS, STARVES
 from tests.chaos.field import Field
-from tests.chaos.hostile import churn, half_open, leave_in_every_phase, slow_reader, storm_of_resumes
+from tests.chaos.hostile import asked_again, churn, half_open, leave_in_every_phase, slow_reader, storm_of_resumes
 from tests.chaos.matrix import row
+from tests.chaos.oracles import TENANTS_ENV
 from tests.chaos.proxy import Trouble
+from tests.chaos.prying import pry
 from tests.mesh.client import generate
 
 KILL = signal.SIGKILL
@@ -116,6 +118,8 @@ row("N3", "clients stop reading and come back elsewhere, the old socket half-ope
 row("C1", "a client that reads nothing", "others go on; dropped; resumable", seconds=14)(slow_reader)
 row("C2", "clients leave in every phase", "P6: pages back", seconds=3)(leave_in_every_phase)
 row("C3", "a storm of resumes, with right, wrong and foreign cursors", "P1, P5", seconds=3)(storm_of_resumes)
+row("C4", "asked again and again under one key, while a streamer and an engine die", "computed once; P1")(asked_again)
+row("A4", "two tenants, one prying, while a streamer and an engine die", "P7: no secret shown", env=TENANTS_ENV)(pry)
 row("C6", "connections that come, go, and say nothing", "flat")(churn)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
 
+from services.streamer.keys import LOCAL
 from tests.chain import next_token
+from tests.chaos.oracles import foreign, headers, secret
 from tests.mesh.harness import RunningMesh
 
 FRAME_S = 30.0  # longer than any promise allows a stream to stall
@@ -39,10 +41,11 @@ class User:
     until: float
     lengths: tuple[int, int] = (40, 200)
     streamer: int = 0
-    secret: int = 0  # a token of our own that no other answer may hold
+    number: int = 0
+    tenant: str = LOCAL
 
     async def run(self) -> None:
-        async with ClientSession() as http:
+        async with ClientSession(headers=headers(self.tenant)) as http:
             while time.monotonic() < self.until:
                 await _Request(self, http).run()
 
@@ -51,7 +54,8 @@ class _Request:
     def __init__(self, user: User, http: ClientSession) -> None:
         rng = user.rng
         self.user, self.http = user, http
-        self.prompt = [user.secret or 41_000] + [rng.randrange(1000, 40000) for _ in range(rng.randrange(1, 60))]
+        self.secret = secret(user.tenant, user.number)
+        self.prompt = [41_000 + user.number] + [rng.randrange(1000, 40000) for _ in range(rng.randrange(1, 60))]
         self.count, self.n = rng.randrange(*user.lengths), rng.choice((1, 1, 1, 2))
         self.contexts = [list(self.prompt) for _ in range(self.n)]
         self.request, self.cursor = "", ""
@@ -82,13 +86,15 @@ class _Request:
             if message.type is not WSMsgType.TEXT:
                 self.left = self.left or time.monotonic()
                 return
-            if not self._take(message.json()):
+            if overheard := foreign(message.data, self.user.tenant):
+                self._fail(f"{self.user.tenant} was told {overheard}")
+            elif not self._take(message.json()):
                 await asyncio.sleep(0.2)
                 return
 
     def _generate(self) -> dict[str, Any]:
         body = {"prompt": self.prompt, "max_tokens": self.count, "n": self.n, "ignore_eos": True, "return_token_ids": True}
-        return {"type": "generate", "id": "a", **body}
+        return {"type": "generate", "id": self.secret, **body, "stop": self.secret, "user": self.secret}
 
     def _resume(self) -> dict[str, Any]:
         self.user.tally.resumes += 1

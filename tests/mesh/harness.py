@@ -39,12 +39,15 @@ class RunningMesh:
         one_port: bool = False,
         users: bool = False,
         through_proxy: bool = False,
+        log: bool = False,
     ) -> None:
         self.counts = {"tokenizer": 1, "engine": 1, "streamer": 1} | dict(counts or {})
         self.chain = chain
         port = free_port()  # streamers may share one; with one each, a test can choose whom it talks to
         self.ports = [port if one_port else free_port() for _ in range(self.counts["streamer"])]
         self.broker = Broker()
+        self.log = self.broker.folder / "stages.log"
+        self._logged = log  # what stages log goes there instead of to the test's own errors
         self.users = users
         self.proxy_path = f"{self.broker.folder}/proxy.sock"  # where a test may listen, between the stages and the broker
         self.through_proxy = through_proxy
@@ -89,6 +92,8 @@ class RunningMesh:
         return self._keep(child)
 
     def _keep(self, child: Child) -> Child:
+        if self._logged:
+            child.command = ["/bin/sh", "-c", 'exec "$@" 2>>"$0"', str(self.log), *child.command]
         self.children[child.name] = child
         self.tasks.append(asyncio.create_task(child.keep_alive()))
         return child

@@ -81,6 +81,10 @@ async def test_each_stage_can_do_its_work(mesh: RunningMesh) -> None:
         await client.follow(answer := Answer(), frames=3)
         await client.send("cancel", "b")
         await client.follow(answer)
+    refused = await generate(mesh.url, **body([1] * 9000, 1))
+    assert refused.done["code"] == "prompt_too_long", "a tokenizer tells"
+    asked = body([7], 20, idempotency_key="k")
+    assert (await generate(mesh.url_of(0), **asked)).request == (await generate(mesh.url_of(1), **asked)).request
     await mesh.until_ready()
     await mesh.drained()
     assert await mesh.bus.depths([mesh.bus.names.dead]) == [0]

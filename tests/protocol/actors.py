@@ -36,7 +36,7 @@ class Tokens:
         self._favourite: dict[tuple[int, int], int] = {}
         self._stops: set[tuple[int, int]] = set()
         self.drawn = 0
-        self.anew: set[str] = set()  # entries whose engines began without reading the log
+        self.anew: set[str] = set()  # entries that engines were given as new: not to be continued after what the log tells
 
     def draw(self, choice: int, before: int) -> int:
         """The same again with probability `greedy`, as a deterministic engine would; else another one."""
@@ -161,6 +161,7 @@ class Engine:
 
     async def reissue(self, deliveries: list[Any]) -> None:
         works = [(d.entry, d.message) for d in deliveries if isinstance(d.message, Work)]
+        self.tokens.anew |= {entry for entry, work in works if not work.resume}
         onward: list[tuple[str, Message]] = [
             (self.bus.names.work, Job(work, entry, 0.0).handed_on(crashed=False)) for entry, work in works
         ]

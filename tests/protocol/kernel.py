@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.bus import Bus, entry_order
+from shared.bus import KEEP_S, Bus, entry_order
 from shared.connection import BusDown, Patience, Refused
 from shared.names import Streams
 from tests.protocol.broker import Broker, Command, Id
@@ -160,6 +160,22 @@ class Kernel:
     def _one_by_one(self, commands: Sequence[Command]) -> list[Any]:
         return [reply for command in commands for reply in self.broker.execute([command])]
 
+    def close(self) -> None:
+        for process in self.processes.values():
+            for task in process.tasks:
+                task.coroutine.close()
+
+    def through(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Nothing but this, to its end, each call answered at once."""
+        call = None
+        try:
+            while True:
+                call = coroutine.send(call and call.answer)
+                self.now += STEP_MS
+                self._execute(call)
+        except StopIteration as end:
+            return end.value
+
     # -- faults ----------------------------------------------------------------------------------------------------
 
     def crash(self, name: str) -> Process:
@@ -210,7 +226,7 @@ class SimBus(Bus):
     """The bus, with the schedule's broker behind it. Everything but the connections is the real one's."""
 
     def __init__(self, kernel: Kernel, process: str) -> None:
-        self.names = Streams("m")
+        self.names, self.keep_s = Streams("m"), KEEP_S
         self.patience = Patience(0)
         self.kernel, self.process = kernel, process
 

@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 from services.engine.job import Job
 from services.streamer import attempts
+from services.streamer.restore import restore
+from services.streamer.service import Streamer
 from shared.bus import FIELD, Bus
 from shared.codec import encode_step
 from shared.messages import Claim, End, LogRecord, Record, Step, Tokens
@@ -133,6 +135,15 @@ async def _no_incarnation(self: Bus) -> str:
     return ""
 
 
+async def _to_the_end(self: Streamer) -> None:
+    """A streamer that meets another broker reads on behind all that it has, though it has not read all of that."""
+    for stream in list(self.tail.positions):
+        self.tail.positions[stream] = await self.bus.last_entry(stream)
+    for session in list(self.sessions.values()):
+        if not session.done:
+            await restore(self, session)
+
+
 ENGINE = "tests.protocol.actors.Engine"
 STREAMER = "services.streamer.service"
 RULES: dict[str, list[Patch]] = {
@@ -153,6 +164,7 @@ RULES: dict[str, list[Patch]] = {
     "cursor's hash": [("services.streamer.attach.agrees", _count_agrees)],
     "incarnation": [("shared.bus.Bus.incarnation", _no_incarnation)],
     "look after": [(f"{STREAMER}.Streamer.look_after", _nothing)],
+    "read on": [(f"{STREAMER}.Streamer.restore_all", _to_the_end)],
 }
 
 

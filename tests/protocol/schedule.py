@@ -206,9 +206,7 @@ class Schedule:
                 self.violate("stall")
         self.outcome.took_ms = self.kernel.now - started
         self.outcome.wasted = max(self.tokens.drawn - sum(map(len, self.got)), 0)
-        for process in self.kernel.processes.values():
-            for task in process.tasks:
-                task.coroutine.close()
+        self.kernel.close()
         return self.outcome
 
 

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from services.engine.publish import Publisher
 from services.up.broker import Broker
-from shared.bus import GONE_MS, START, Bus, entry_order
+from shared.bus import GONE_MS, KEEP_S, START, Bus, entry_order
 from shared.connection import AT_ONCE, BusDown, patiently
-from shared.messages import Attach, Beat, Cancel, Message, Record, Sampling, Step, Submit
+from shared.messages import Attach, Beat, Cancel, Fail, Message, Record, Sampling, Step, Submit
 from shared.readers import Group, Tail
 
 
@@ -160,16 +161,20 @@ async def test_tail(bus: Bus) -> None:
     await tail.close()
 
 
-async def test_record_is_compared_and_set(bus: Bus) -> None:
+def record(request: str) -> Record:
     submit = Submit(
-        request="r", tenant="t", partition="p", log_from=START, generation=0, given=(), ends=(),
+        request=request, tenant="t", partition="p", log_from=START, generation=0, given=(), ends=(),
         prompt="x", sampling=Sampling(), max_tokens=None, deadline_ms=0,
     )  # fmt: skip
-    record = Record(submit=submit, stop=("a",), connection=1)
+    return Record(submit=submit, stop=("a",), connection=1)
+
+
+async def test_record_is_compared_and_set(bus: Bus) -> None:
+    first = record("r")
     assert await bus.load("r") is None
-    assert await bus.change("r", 60, lambda now: record if now is None else None) == record
-    assert await bus.change("r", 60, lambda now: record if now is None else None) is None
-    assert await bus.load("r") == record
+    assert await bus.change("r", lambda now: first if now is None else None) == first
+    assert await bus.change("r", lambda now: first if now is None else None) is None
+    assert await bus.load("r") == first
 
     def higher(now: Record | None) -> Record:
         assert now is not None
@@ -178,10 +183,27 @@ async def test_record_is_compared_and_set(bus: Bus) -> None:
     def notes(record: Record) -> list[tuple[str, Message]]:
         return [("s", Step(records=(Attach(request="r", connection=record.connection),)))]
 
-    said = await asyncio.gather(*(bus.change("r", 60, higher, notes) for _ in range(10)))
+    said = await asyncio.gather(*(bus.change("r", higher, notes) for _ in range(10)))
     assert sorted(each.connection for each in said if each) == list(range(2, 12))
     told, _ = await bus.told("s", "r", START)
     assert [record for _, record in told] == [Attach(request="r", connection=connection) for connection in range(2, 12)]
+
+
+async def test_every_token_log_ends(bus: Bus) -> None:
+    """Whoever begins one may die right after, and its streamer with it."""
+    streams = [bus.names.tokens(name) for name in ("appended", "changed", "handed on", "published")]
+    step = Step(records=())
+    await bus.append(streams[0], step)
+    await bus.change("r", lambda _: record("r"), lambda _: [(streams[1], step)])
+    group = Group(bus, "s", "g", "c")
+    await group.hand_on([], [(streams[2], step)])
+    publisher = Publisher(bus, group)
+    publisher.put("published", Fail(request="r", epoch=(0, 1, 0), code="cancelled", text=""))
+    sending = asyncio.create_task(publisher.work())
+    await publisher.flushed()
+    assert all(0 < ttl <= KEEP_S for ttl in await bus.run([("TTL", stream) for stream in streams]))
+    sending.cancel()
+    await group.close()
 
 
 async def test_a_change_whose_reply_was_lost_is_asked_again(bus: Bus) -> None:
