@@ -40,7 +40,7 @@ async def ttft_ms(client: Client, tokens: list[int], wanted: int = 2) -> tuple[f
     return first, frame["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
-async def rounds(mesh: EngineMesh, tokens: int, repeat: int) -> dict[str, list[float]]:
+async def rounds(mesh: EngineMesh, tokens: int, repeat: int, store_s: float) -> dict[str, list[float]]:
     took: dict[str, list[float]] = {case: [] for case in CASES}
     async with Client(mesh.url) as client:
         for number in range(repeat + 1):
@@ -48,7 +48,7 @@ async def rounds(mesh: EngineMesh, tokens: int, repeat: int) -> dict[str, list[f
             for case, between in (("cold", False), ("engine", False), ("cache", True)):
                 if between:
                     await ttft_ms(client, prompt(tokens))
-                await asyncio.sleep(1 + tokens / 4000)  # what was computed is stored in the background
+                await asyncio.sleep(store_s)  # what was computed is stored in the background
                 await ttft_ms(client, prompt(SHORT), WAKE)
                 ms, found = await ttft_ms(client, asked)
                 # The first fetch from a cache ends when the prefill would have: its speed is not known yet.
@@ -64,7 +64,7 @@ async def measure(given: argparse.Namespace, tokens: int) -> dict[str, object]:
     port = free_port() if given.tcp else 0
     caches = f"127.0.0.1:{port}" if given.tcp else ""
     async with EngineMesh(1, size_mb=given.size_mb, caches=caches, port=port, chain=False, env=env) as mesh:
-        took = await rounds(mesh, tokens, given.repeat)
+        took = await rounds(mesh, tokens, given.repeat, 1 + tokens / (20_000 if given.shape else 4_000))
         await asyncio.sleep(1.2)  # a heartbeat
         beats = await mesh.bus.members()
     medians = {case: round(statistics.median(times), 1) for case, times in took.items()}
