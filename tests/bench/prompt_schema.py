@@ -38,7 +38,9 @@ async def ttft_ms(client: Client, use: dict[str, Any]) -> tuple[float, int, int]
     """Time to the first token, tokens of the prompt, and how many of them were found computed."""
     started, first = time.perf_counter(), 0.0
     question = f" Question {next(_fresh)}?"
-    await client.send("generate", "a", prompt=question, prompt_schema=use, max_tokens=2, temperature=0, ignore_eos=True)
+    await client.send(
+        "generate", "a", return_token_ids=True, prompt=question, prompt_schema=use, max_tokens=2, temperature=0, ignore_eos=True
+    )
     while (frame := await client.frame())["type"] != "done":
         assert frame["type"] != "error", frame
         if frame["type"] == "token" and not first:
