@@ -14,6 +14,7 @@ from services.engine.matrix import Grouped, Matrix
 
 MEASURED = (1, 4, 8, 16, 32, 64)  # numbers of rows at which forms are compared
 SPREAD = 0.65  # threads share our kernel better than the library's products of few rows
+TOGETHER = 32  # rows up to which our kernel has no rival: one other layer, and a step is no longer one program (`Layers`)
 RACE = 0.015  # seconds for one comparison
 
 
@@ -71,6 +72,9 @@ class Best:
         forms = {name: FORMS[name](matrix) for name in self.candidates if possible(name, matrix)}
         chosen: list[str] = []
         for rows in reversed(MEASURED):
+            if "native" in forms and rows <= TOGETHER:
+                chosen.append("native")
+                continue
             x = torch.randn(rows, columns)
             took = _race(forms, x)
             if "native" in took:
