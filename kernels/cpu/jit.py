@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 POINTER, VOID = ir.PointerType(), ir.VoidType()
 Value = Any  # llvmlite has no types
@@ -99,8 +99,8 @@ class Function:
     def store_shared(self, value: Value, base: Value, offset: int) -> None:
         self.build.atomic_rmw("xchg", self.at(base, offset), value, "seq_cst")
 
-    def repeat(self, body: Callable[[list[Value]], tuple[list[Value], Value]], carried: Sequence[Value] = ()) -> None:
-        """do { next values, again = body(values) } while (again)"""
+    def repeat(self, body: Callable[[list[Value]], tuple[list[Value], Value]], carried: Sequence[Value] = ()) -> list[Value]:
+        """do { next values, again = body(values) } while (again): the last values"""
         build, before = self.build, self.build.block
         inside, after = (self.value.append_basic_block() for _ in range(2))
         build.branch(inside)
@@ -112,6 +112,7 @@ class Function:
             phi.add_incoming(next_value, build.block)
         build.cbranch(again, inside, after)
         build.position_at_end(after)
+        return following
 
     def loop(
         self,

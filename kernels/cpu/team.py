@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cpu.jit import I64, POINTER, VOID, Function, Module, Value, compile, function_type, number, pointer_to
+from kernels.cpu.jit import I1, I64, POINTER, VOID, Function, Module, Value, compile, function_type, number, pointer_to
 
-SPINS = 10_000  # looks at the word before a helper goes to sleep
+PATIENCE = 1_000_000  # ticks of the processor's clock, a third of a millisecond or so, before a helper goes to sleep
+GOODBYES = 100  # pauses, some microseconds, in which it may still be called back
 ITEM = function_type(POINTER, I64)  # what a phase's item is done by: (call, item)
 
 
@@ -37,6 +38,7 @@ class Board(ctypes.Structure):
         ("phase", ctypes.c_void_p),
         ("call", ctypes.c_void_p),
         ("serving", ctypes.c_int64),  # helpers that are not asleep
+        ("calls", ctypes.c_int64),  # of the caller, twice: odd while one is under way
     )
 
 
@@ -49,7 +51,9 @@ class Order(ctypes.Structure):
     )
 
 
-WORD, LEFT, PHASE, CALL, SERVING = (getattr(Board, name).offset for name in ("word", "left", "phase", "call", "serving"))
+WORD, LEFT, PHASE, CALL, SERVING, CALLS = (
+    getattr(Board, name).offset for name in ("word", "left", "phase", "call", "serving", "calls")
+)
 
 
 def _work(module: Value) -> None:
@@ -116,19 +120,41 @@ def _serve(module: Value) -> None:
     """serve(board): help until there has been nothing to do for a while."""
     fn = Function(module, "serve", [POINTER])
     build, [board] = fn.build, fn.arguments
-    build.atomic_rmw("add", fn.at(board, SERVING), number(1), "seq_cst")
+
+    def pause(_: Value, __: list[Value]) -> None:
+        fn.call("llvm.x86.sse2.pause", VOID)
+
+    def stay(_: list[Value]) -> tuple[list[Value], Value]:
+        build.atomic_rmw("add", fn.at(board, SERVING), number(1), "seq_cst")
+        calls = _idle(fn, board)
+        build.atomic_rmw("sub", fn.at(board, SERVING), number(1), "seq_cst")
+        # A caller who saw us here has not woken us. It said so before it looked: give its word the time to arrive.
+        fn.loop(number(GOODBYES), pause)
+        return [], build.icmp_signed("!=", fn.load_shared(board, CALLS), calls)
+
+    fn.repeat(stay)
+    build.ret_void()
+
+
+def _idle(fn: Function, board: Value) -> Value:
+    """Help until no call has been under way for a while; how many there were by then.
+
+    Never while one is: if the system takes the caller's core away for a moment, nothing seems to happen, and who fell asleep
+    then would be missed until the next call.
+    """
+    build = fn.build
 
     def look(last: list[Value]) -> tuple[list[Value], Value]:
-        seen, spins = last
+        word, calls, since = last
         fn.call("work", VOID, board)
         fn.call("llvm.x86.sse2.pause", VOID)
-        word = fn.load_shared(board, WORD)
-        spins = build.select(build.icmp_signed("==", word, seen), build.add(spins, number(1)), number(0))
-        return [word, spins], build.icmp_signed("<", spins, number(SPINS))
+        now, seen, called = fn.call("llvm.readcyclecounter", I64), fn.load_shared(board, WORD), fn.load_shared(board, CALLS)
+        same = build.and_(build.icmp_signed("==", seen, word), build.icmp_signed("==", called, calls))
+        since = build.select(same, since, now)
+        soon = build.icmp_signed("<", build.sub(now, since), number(PATIENCE))
+        return [seen, called, since], build.or_(soon, build.trunc(called, I1))
 
-    fn.repeat(look, [number(0), number(0)])
-    build.atomic_rmw("sub", fn.at(board, SERVING), number(1), "seq_cst")
-    build.ret_void()
+    return fn.repeat(look, [number(-1), number(-1), number(0)])[1]
 
 
 @functools.cache
@@ -155,9 +181,11 @@ class Team:
     def run(self, orders: "ctypes.Array[Order]") -> None:
         """One after the other, by as many threads as torch has."""
         helpers = torch.get_num_threads() - 1
+        self.board.calls += 1  # first: who is about to fall asleep looks once more
         if self.board.serving < helpers:
             self._wake(helpers)
         self.march(self.at, ctypes.addressof(orders), len(orders))
+        self.board.calls += 1
 
     def _wake(self, helpers: int) -> None:
         while len(self.bells) < helpers:
