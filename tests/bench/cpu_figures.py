@@ -2,7 +2,7 @@
 
     python -m tests.bench.cpu_figures [--repeat 3] [--llama-python OTHER_ENV/bin/python]
 
-Output tokens/s at 1, 8 and 32 streams (64 in, 64 out), prompt tokens/s (512 in, 1 out), what the mesh adds to TTFT, idle CPU,
+Output tokens/s at 1, 8 and 32 streams (64 in, 128 out), prompt tokens/s (512 in, 1 out), what the mesh adds to TTFT, idle CPU,
 memory. llama.cpp is driven through its C API by tests/bench/peer_llamacpp.py, in an environment that has llama-cpp-python.
 """
 
@@ -28,7 +28,7 @@ IDLE_S = 20.0
 async def ours(mesh: RunningMesh) -> dict[str, float]:
     found: dict[str, float] = {}
     for users in STREAMS:
-        lengths = ["--input-tokens", "64", "--output-tokens", "64", "--requests", str(3 * users if users > 1 else 5)]
+        lengths = ["--input-tokens", "64", "--output-tokens", "128", "--requests", str(2 * users if users > 1 else 4)]
         summary = await bench(mesh.url, "--users", str(users), *lengths)
         found[f"decode {users}"] = users / summary["summary"]["tpot"]["p50"]
         found[f"served {users}"] = summary["summary"]["throughput"]
@@ -38,7 +38,7 @@ async def ours(mesh: RunningMesh) -> dict[str, float]:
 
 
 async def theirs(python: str) -> dict[str, float]:
-    command = [python, "tests/bench/peer_llamacpp.py", bundled_model(), "--repeat", "1", "--output-tokens", "64"]
+    command = [python, "tests/bench/peer_llamacpp.py", bundled_model(), "--repeat", "1", "--output-tokens", "128"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
     out, _ = await process.communicate()
     rows = [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
