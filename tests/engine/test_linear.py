@@ -42,12 +42,13 @@ def test_int4_keeps_the_weights() -> None:
 @native
 @pytest.mark.parametrize("before", [plain, gate, Norm(torch.rand(96) + 0.5, 1e-5)], ids=["plain", "gate", "norm"])
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 9])
-def test_native_does_what_comes_before_and_adds(before: linear.Before, dense: bool, tokens: int) -> None:
-    matrix = make(64, 96).dense() if dense else make(64, 96)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 9, 19])
+@pytest.mark.parametrize("outputs", [64, 24])  # in tiles of as many lanes as the machine has, and of eight
+def test_native_does_what_comes_before_and_adds(before: linear.Before, dense: bool, tokens: int, outputs: int) -> None:
+    matrix = make(outputs, 96).dense() if dense else make(outputs, 96)
     random = torch.Generator().manual_seed(tokens)
     x = 20 * torch.randn(tokens, 192 if before is gate else 96, generator=random)  # large: silu's ends, too
-    onto = torch.randn(tokens, 64, generator=random)
+    onto = torch.randn(tokens, outputs, generator=random)
     expected = onto + before(x) @ linear.dense(matrix).t()
     y = FORMS["native"](matrix)(x, before, onto.clone())
     assert (y - expected).norm() < 0.02 * (expected - onto).norm()
