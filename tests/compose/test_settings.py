@@ -82,3 +82,9 @@ def test_each_stage_is_its_own_user_of_the_broker() -> None:
     users = re.findall(r"^user ([a-z]+) on >", (FOLDER / "users.acl").read_text(), re.MULTILINE)
     assert urls == ["tokenizer", "engine", "prefix", "streamer"]
     assert set(users) == {*urls, "operator"}
+
+
+def test_redis_reads_back_what_it_wrote() -> None:
+    """Redis 7.0 loads its file as the default user: transactions that this one may not do are dropped. Nobody can be it."""
+    first = (FOLDER / "users.acl").read_text().splitlines()[0].split()
+    assert first[:3] == ["user", "default", "off"] and {"resetpass", "allkeys", "+@all"} <= set(first)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from shared.bus import Bus
-from shared.connection import Refused
+from shared.connection import BusDown, Refused
 from tests.mesh.client import Answer, Client, generate
 from tests.mesh.harness import RunningMesh
 from tests.mesh.test_chain import body, check
@@ -51,13 +51,20 @@ async def mesh() -> AsyncIterator[RunningMesh]:
         yield running
 
 
-@pytest.mark.parametrize("stage", ["default", "tokenizer", "engine", "streamer"])
+@pytest.mark.parametrize("stage", ["health", "tokenizer", "engine", "streamer"])
 async def test_what_a_stage_must_not_do(mesh: RunningMesh, stage: str) -> None:
-    url = mesh.broker.url if stage == "default" else mesh.url_as(stage)
-    bus = Bus(url, mesh.bus.names.model, patience_s=1)
+    bus = Bus(mesh.url_as(stage), mesh.bus.names.model, patience_s=1)
     own = forbidden(bus)
     for command in NOBODY + own.get(stage, [each for commands in own.values() for each in commands]):
         with pytest.raises(Refused, match="permission"):
+            await bus.run([command])
+    await bus.close()
+
+
+async def test_who_names_no_user_can_do_nothing(mesh: RunningMesh) -> None:
+    bus = Bus(mesh.broker.url, mesh.bus.names.model, patience_s=0)
+    for command in (("PING",), *NOBODY):
+        with pytest.raises(BusDown, match="uthentication"):
             await bus.run([command])
     await bus.close()
 
