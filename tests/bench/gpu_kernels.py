@@ -55,15 +55,19 @@ def median(call: Timed, rounds: int = 15) -> float:
     return statistics.median(times)
 
 
-def captured(calls: list[Timed]) -> float:
-    """Seconds a call, of a CUDA graph of all of them."""
+def graph_of(calls: list[Timed]) -> torch.cuda.CUDAGraph:
     calls[0]()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    return median(graph.replay) / len(calls)
+    return graph
+
+
+def captured(calls: list[Timed]) -> float:
+    """Seconds a call, of a CUDA graph of all of them."""
+    return median(graph_of(calls).replay) / len(calls)
 
 
 def decode_calls(rows: int, context: int, splits: decode.Splits, layers: int) -> list[Timed]:

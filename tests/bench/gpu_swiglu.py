@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 
 from kernels.hopper_swiglu import reference, swiglu
 from kernels.silu_mul import in_turns, silu_mul
-from tests.bench.gpu_kernels import GPU, Timed, median, say
+from tests.bench.gpu_kernels import GPU, Timed, graph_of, median, say
 from tests.kernels.paged import error, random
 
 HIDDEN, WIDE = 4096, 14336
@@ -49,12 +49,7 @@ def check(groups: int, weight: Tensor) -> Iterator[dict[str, Any]]:
 
 def sustained(calls: list[Timed]) -> float:
     """Seconds a call, of a CUDA graph of all of them, replayed for SUSTAINED seconds."""
-    calls[0]()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
+    graph = graph_of(calls)
     once = median(graph.replay, 3)
     return median(graph.replay, max(5, int(SUSTAINED / once))) / len(calls)
 
