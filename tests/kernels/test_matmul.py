@@ -12,7 +12,11 @@ def test_product(rows: int, depth: int, columns: int, device: torch.device) -> N
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = random(rows, depth + 8, dtype=dtype, device=device)[:, :depth]
     weight = random(columns, depth, dtype=dtype, device=device)
-    assert error(matmul(x, weight, torch.float32), reference(x, weight)) < 1e-5
+    wanted, there = reference(x, weight), random(rows, columns + 8, dtype=torch.float32, device=device)[:, :columns]
+    assert error(matmul(x, weight, torch.float32), wanted) < 1e-5
+    wanted += there
+    assert matmul(x, weight, torch.float32, there) is there
+    assert error(there, wanted) < 1e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="in the interpreter a product is numpy's, which promises no order")
