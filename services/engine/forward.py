@@ -11,7 +11,7 @@ from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.choose import Best
-from services.engine.ferry import TorchFerry
+from services.engine.ferry import HostFerry
 from services.engine.layers import Layers
 from services.engine.linear import FORMS
 from services.engine.model import Llama
@@ -65,7 +65,7 @@ class Forward:
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
             together = Layers(self.spec, parameters.layers, self.pages, limits.max_running) if self.pages.native else None
             self.model = Llama(self.spec, parameters, together)
-        self.ferry = TorchFerry(self.pages.all)
+        self.ferry = HostFerry(self.pages.all)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.histories = Histories()
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose

@@ -9,9 +9,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from services.engine.ferry import TorchFerry
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.draws import Answers, Draws
+from services.engine.gpu.ferry import GpuFerry
 from services.engine.gpu.graphs import Graphs
 from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
@@ -40,7 +40,7 @@ class Gpu:
         self.model, self.pages, self.attention = model, pages, attention
         self.limits, self.blocks = limits, pages.shape[1]
         self.stream = Stream(device)
-        self.ferry = TorchFerry(pages, self.stream, "invariant" if attention.invariant else "")
+        self.ferry = GpuFerry(pages, self.stream, "invariant" if attention.invariant else "")
         self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, attention.invariant)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
@@ -89,6 +89,8 @@ class Gpu:
             self.run(Plan(rows, (draw,), ()))
         while self._flights:
             self.run(Plan((), (), ()))
+        self.ferry.follow()
+        self.ferry.export((0,))
 
     def capture(self) -> None:
         """Every graph that is missing yet. Between runs: a graph's steps are padding, and compute nothing that is read."""

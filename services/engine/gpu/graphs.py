@@ -79,7 +79,7 @@ class Graphs:
         # Not torch.cuda.graph(): it waits for the device, collects garbage and empties caches each time.
         pool = next((graph.pool() for graph, _ in self._graphs.values()), None)  # all share one: only one runs at a time
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool)
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # meanwhile other threads bring and export pages
         output = self._compute(step)
         graph.capture_end()
         return graph, output
