@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from services.engine.plan import Cargo, Ferry
+from services.engine.plan import Cargo, Ferry, Landed
 from services.engine.prefix import Worth
 from services.engine.prefix_client import CacheDown, Client, Lease, Pages
 from shared.page import HEAD_BYTES, BadPage, Buffer, Label, claim, head
@@ -74,10 +74,11 @@ class Offer:
 
 
 class Piece(NamedTuple):
-    """Pages on their way, what they must be, and the sums that their headers claim."""
+    """Pages of these labels: the sums that their headers claim, why the next header is not its label's, what is on its way."""
 
     labels: Sequence[Label]
     claims: Sequence[int]
+    why: str
     cargo: Cargo
 
 
@@ -129,29 +130,19 @@ class Fetcher:
                 pages = offer.client.read(offer.lease, first, len(some))
             except CacheDown as error:
                 return self._failed(offer.source, error)
-            claims = self._claims(offer, pages, some)
-            places = [slot + HEAD_BYTES for slot in pages.slots[: len(claims)]]
-            yield Piece(some, claims, self._ferry.bring(pages.memory, places, blocks[first : first + len(claims)]))
-            if len(claims) < len(some):
+            claims, why = _claims(pages, some)
+            places, where = [slot + HEAD_BYTES for slot in pages.slots[: len(claims)]], blocks[first : first + len(claims)]
+            yield Piece(some, claims, why, self._ferry.bring(pages.memory, places, where) if claims else Landed(()))
+            if why:
                 return
-
-    def _claims(self, offer: Offer, pages: Pages, labels: Sequence[Label]) -> list[int]:
-        """The sums that the payloads must have, up to the first header that is not what it should be."""
-        claims: list[int] = []
-        for at, label in enumerate(labels):
-            try:
-                claims.append(claim(pages.header(at), label, pages.size))
-            except BadPage as bad:
-                self._spoiled(offer, label, str(bad))
-                break
-        return claims
 
     def _verified(self, offer: Offer, piece: Piece, sums: Sequence[int]) -> int:
         """How many pages arrived as they should be, before the first one that did not: none behind that one is used."""
         good = next((at for at, pair in enumerate(zip(piece.claims, sums, strict=True)) if pair[0] != pair[1]), len(sums))
-        if good < len(sums):
-            self._spoiled(offer, piece.labels[good], "checksum")
-        offer.over = good < len(piece.labels)
+        why = "checksum" if good < len(sums) else piece.why
+        if why:
+            offer.over = True
+            self._spoiled(offer, piece.labels[good], why)
         return good
 
     def _spoiled(self, offer: Offer, label: Label, why: str) -> None:
@@ -207,6 +198,17 @@ class Fetcher:
     def close(self) -> None:
         for source in self._sources:
             source.close()
+
+
+def _claims(pages: Pages, labels: Sequence[Label]) -> tuple[list[int], str]:
+    """The sums that the payloads must have, up to the first header that is not what it should be, and why it is not."""
+    claims: list[int] = []
+    for at, label in enumerate(labels):
+        try:
+            claims.append(claim(pages.header(at), label, pages.size))
+        except BadPage as bad:
+            return claims, str(bad)
+    return claims, ""
 
 
 def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
