@@ -18,6 +18,7 @@ from services.engine.model import Llama
 from services.engine.norm import Norm
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
+from services.engine.spread import spread
 from services.engine.weights import Maker, Makers, load
 from shared import trace
 from shared.messages import Sampling
@@ -84,6 +85,8 @@ class Forward:
                 self.pages.copy(plan.copies)
             if not plan.rows:
                 return []
+            if self.pages.native:
+                plan = spread(plan, self.limits.max_running)
             step = batch.build(plan, self.pages.block_size, self.pages.null, self.pages.all.dtype)
             self.pages.begin(step.begun)
             logits = self.model(step, self.pages)

@@ -19,6 +19,7 @@ from services.engine.gpu.stopwatch import Stopwatch
 from services.engine.gpu.transfer import Mark, Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
+from services.engine.spread import spread
 from shared.messages import Sampling
 
 AHEAD = 1
@@ -63,6 +64,7 @@ class Gpu:
             return answers
 
     def _start(self, plan: Plan) -> Answers:
+        plan = plan if self.attention.invariant else spread(plan, self.limits.max_running)
         if plan.copies:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
             slots = self.pages.flatten(1, 2)
