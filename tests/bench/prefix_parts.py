@@ -123,7 +123,7 @@ def device_parts(bench: Bench, memory: memoryview, places: list[int]) -> None:
     step, size = slot_bytes(bench.pages[:, 0].nbytes), bench.pages[:, 0].nbytes
     source = torch.frombuffer(memory, dtype=torch.uint8)
     staged = torch.empty(len(places), step, dtype=torch.uint8, device=bench.device)
-    pieces = {"link, page by page": [(at, place, 1) for at, place in enumerate(places)], "link": list(runs(places, step))}
+    pieces = {f"link, up to {most} pages a copy": list(runs(places, step, most)) for most in (1, 4, 32, len(places))}
     for name, found in pieces.items():
 
         def copy(found: list[tuple[int, int, int]] = found) -> float:

@@ -63,6 +63,7 @@ def test_kinds_that_are_summed_otherwise_are_others() -> None:
 
 
 def test_runs() -> None:
-    assert list(runs([], 10)) == []
-    assert list(runs([5], 10)) == [(0, 5, 1)]
-    assert list(runs([5, 15, 25, 45, 35, 45], 10)) == [(0, 5, 3), (3, 45, 1), (4, 35, 2)]
+    assert list(runs([], 10, 3)) == []
+    assert list(runs([5], 10, 3)) == [(0, 5, 1)]
+    assert list(runs([5, 15, 25, 45, 35, 45], 10, 3)) == [(0, 5, 3), (3, 45, 1), (4, 35, 2)]
+    assert list(runs([5, 15, 25, 35, 45, 10], 10, 2)) == [(0, 5, 2), (2, 25, 2), (4, 45, 1), (5, 10, 1)]
