@@ -1,4 +1,4 @@
-"""Fetching and storing pages, by blocking calls in threads of their own: the event loop and the device never wait here."""
+"""Fetching pages by blocking calls in a thread of its own: the event loop and the device never wait here."""
 
 import contextlib
 import logging
@@ -11,11 +11,10 @@ from typing import NamedTuple, TypeVar
 from services.engine.plan import Cargo, Ferry, Landed
 from services.engine.prefix import Worth
 from services.engine.prefix_client import CacheDown, Client, Lease, Pages
-from shared.page import HEAD_BYTES, BadPage, Buffer, Label, claim, head
+from shared.page import HEAD_BYTES, BadPage, Label, claim
 from shared.stats import Stats
 
 CONNECT_S = 0.5  # or less, where patience is less
-WRITE_S = 5.0
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 Item = TypeVar("Item")
 log = logging.getLogger("headrace")
@@ -219,42 +218,3 @@ def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
         if len(begun) > count:
             yield begun.popleft()
     yield from begun
-
-
-class Storer:
-    """Writes pages to one cache. Called from one thread; trouble means that they are not stored, and no more."""
-
-    def __init__(self, source: Source, stats: Stats) -> None:
-        self._source, self._stats = source, stats
-
-    def reserve(self, hashes: Sequence[bytes]) -> Offer | None:
-        """Room for what the cache does not have of a chain; None where there is nothing to write."""
-        try:
-            client = self._source.client(WRITE_S)
-            lease = client.reserve(hashes)
-        except CacheDown as error:
-            self._failed(error)
-            return None
-        return Offer(self._source, client, lease) if lease.number else None
-
-    def write(self, offer: Offer, at: int, label: Label, payload: Buffer, payload_sum: int) -> bool:
-        try:
-            offer.client.limit(WRITE_S)
-            offer.client.write(offer.lease, at, head(label, len(payload), payload_sum), payload)
-        except CacheDown as error:
-            self._failed(error)
-            return False
-        return True
-
-    def commit(self, offer: Offer, pages: int) -> None:
-        try:
-            self._stats.counters["prefix_stored_pages"] += offer.client.commit(offer.lease, pages)
-        except CacheDown as error:
-            self._failed(error)
-
-    def _failed(self, error: CacheDown) -> None:
-        self._stats.counters["prefix_failures"] += 1
-        self._source.trouble(error)
-
-    def close(self) -> None:
-        self._source.close()

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from services.engine.pages import Pages
 from services.engine.plan import Device
 from services.engine.prefix import LEAST_TOKENS, Worth, labels, whole_chain
-from services.engine.prefix_source import Fetcher, Offer, Storer
+from services.engine.prefix_source import Fetcher, Offer
+from services.engine.prefix_storer import Storer
 from services.engine.sequence import Sequence
 from shared.page import Buffer, Label
 from shared.stats import Stats

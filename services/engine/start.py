@@ -11,7 +11,8 @@ from pathlib import Path
 from services.engine.pages import Pages
 from services.engine.plan import Device
 from services.engine.prefix import Worth, space
-from services.engine.prefix_source import Fetcher, Source, Storer
+from services.engine.prefix_source import Fetcher, Source
+from services.engine.prefix_storer import Storer
 from services.engine.prefix_tier import PrefixTier
 from services.engine.schedule import Scheduler
 from services.engine.service import Engine

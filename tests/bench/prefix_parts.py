@@ -22,7 +22,8 @@ import torch
 from services.engine.ferry import HostFerry
 from services.engine.plan import Ferry
 from services.engine.prefix import Worth, labels
-from services.engine.prefix_source import Fetcher, Source, Storer
+from services.engine.prefix_source import Fetcher, Source
+from services.engine.prefix_storer import Storer
 from shared.blocks import chain
 from shared.fields import pack_ids
 from shared.page import HEAD_BYTES, claim, slot_bytes

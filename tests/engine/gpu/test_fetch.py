@@ -12,7 +12,8 @@ from torch import Tensor
 from services.engine.ferry import HostFerry
 from services.engine.plan import Ferry
 from services.engine.prefix import Worth
-from services.engine.prefix_source import Fetcher, Offer, Source, Storer, ahead
+from services.engine.prefix_source import Fetcher, Offer, Source, ahead
+from services.engine.prefix_storer import Storer
 from shared.blocks import chain
 from shared.fields import pack_ids
 from shared.page import HEAD_BYTES, Label
