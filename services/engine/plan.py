@@ -17,8 +17,8 @@ class Row(NamedTuple):
     """One sequence's share of a merge step: `tokens` at places `start` onward, over the blocks of its block table.
 
     A decode row has one token, which may be PENDING: the newest one drawn for `slot`. A prefill row has a chunk of known
-    ones. `blocks` covers at least places 0 to start + len(tokens) - 1; the first `told` of them are as in the slot's last row. A
-    token attends to all places up to its own; its `positions` are how it is turned (none: they are the places).
+    ones. `blocks` covers places 0 to start + len(tokens) - 1, or more; the first `told` of them are as in the slot's last row.
+    A token attends to all places up to its own; its `positions` are how it is turned (none: they are the places).
     """
 
     tokens: tuple[int, ...]
