@@ -24,6 +24,7 @@ BLOCKS = int(os.environ.get("CHAIN_BLOCKS", "8192"))
 LAST_PAGE_ONLY = "CHAIN_LAST_PAGE" in os.environ  # a token of the same price in a long context, to measure all the rest
 # Tokens of a prompt that hurt: the engine dies, has no memory, or gets no usable logits.
 KILLS, STARVES, BREAKS = 45_001, 45_002, 45_003
+PIECES = 4  # of getting ready
 LIMITS = Limits(max_running=64, token_budget=512, prefill_budget=512)
 
 
@@ -89,6 +90,12 @@ class ChainDevice:
         self.ferry = ChainFerry(self._slots, block_size)
         self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
         self._answers: deque[list[Sampled]] = deque()
+        self._pieces = PIECES
+
+    def prepare(self) -> bool:
+        assert not self._answers, "a plan is under way"
+        self._pieces -= 1
+        return self._pieces > 0
 
     def run(self, plan: Plan) -> list[Sampled] | None:
         if plan.rows:

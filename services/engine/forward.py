@@ -78,6 +78,9 @@ class Forward:
         for count in (1, size):
             self.run(Plan((Row((0,) * count, 0, (0,)),), (draw,), ()))
 
+    def prepare(self) -> bool:
+        return False
+
     def run(self, plan: Plan) -> list[Sampled]:
         """Copies, then the forward, then one answer per draw, in order. Token -1: the draw's logits were not finite."""
         with torch.inference_mode(), trace.span("device", "step", work=plan.work):

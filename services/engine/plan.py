@@ -173,3 +173,7 @@ class Device(Protocol):
         without rows starts nothing and always waits for the oldest answers.
         """
         ...
+
+    def prepare(self) -> bool:
+        """One piece, of some milliseconds, of what makes later plans faster; no plan is under way. False: nothing is left."""
+        ...
