@@ -11,13 +11,14 @@ from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.choose import Best
-from services.engine.ferry import TorchFerry
+from services.engine.ferry import HostFerry
 from services.engine.layers import Layers
 from services.engine.linear import FORMS
 from services.engine.model import Llama
 from services.engine.norm import Norm
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
+from services.engine.spread import spread
 from services.engine.weights import Maker, Makers, load
 from shared import trace
 from shared.messages import Sampling
@@ -65,7 +66,7 @@ class Forward:
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
             together = Layers(self.spec, parameters.layers, self.pages, limits.max_running) if self.pages.native else None
             self.model = Llama(self.spec, parameters, together)
-        self.ferry = TorchFerry(self.pages.all)
+        self.ferry = HostFerry(self.pages.all)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.histories = Histories()
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
@@ -87,6 +88,8 @@ class Forward:
                 self.pages.copy(plan.copies)
             if not plan.rows:
                 return []
+            if self.pages.native:
+                plan = spread(plan, self.limits.max_running)
             step = batch.build(plan, self.pages.block_size, self.pages.null, self.pages.all.dtype)
             self.pages.begin(step.begun)
             logits = self.model(step, self.pages)

@@ -9,9 +9,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from services.engine.ferry import TorchFerry
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.draws import Answers, Draws
+from services.engine.gpu.ferry import GpuFerry
 from services.engine.gpu.graphs import Graphs
 from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
@@ -19,6 +19,7 @@ from services.engine.gpu.stopwatch import Stopwatch
 from services.engine.gpu.transfer import Mark, Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
+from services.engine.spread import spread
 from shared.messages import Sampling
 
 AHEAD = 1
@@ -42,7 +43,7 @@ class Gpu:
         self.model, self.pages, self.attention = model, pages, attention
         self.limits, self.blocks = limits, pages.shape[1]
         self.stream = Stream(device)
-        self.ferry = TorchFerry(pages, self.stream, "invariant" if attention.invariant else "")
+        self.ferry = GpuFerry(pages, self.stream, "invariant" if attention.invariant else "")
         self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, attention.invariant)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
@@ -65,6 +66,7 @@ class Gpu:
             return answers
 
     def _start(self, plan: Plan) -> Answers:
+        plan = plan if self.attention.invariant else spread(plan, self.limits.max_running)
         if plan.copies:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
             slots = self.pages.flatten(1, 2)
@@ -94,6 +96,8 @@ class Gpu:
             self.run(Plan(tuple(decodes[:count]), draws, ()))
         while self._flights:
             self.run(Plan((), (), ()))
+        self.ferry.follow()
+        self.ferry.export((0,))
 
     def prepare(self) -> bool:
         """Capture the graph that is missed most, from a step of padding alone, which computes nothing that is read."""

@@ -48,10 +48,11 @@ class Graphs:
         tokens, rows = plan.tokens, len(plan.rows)
         if tokens == rows == len({draw.row for draw in plan.draws}):
             return self._decode_step(self._rows[bisect_left(self._rows, rows)])
-        if tokens > self._tokens[-1] or self._invariant:
+        room = max(tokens, rows + 1)  # the tiles that are too many are those of a row of padding
+        if room > self._tokens[-1] or self._invariant:
             return None
-        few = next((most for most in FEW_ROWS if rows < most), self._max_rows + 1)
-        step = _prefill_step(self._tokens[bisect_left(self._tokens, tokens)], few)
+        few = next((most for most in FEW_ROWS if rows < most <= self._max_rows), self._max_rows + 1)
+        step = _prefill_step(self._tokens[bisect_left(self._tokens, room)], few)
         needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
         return step if needed <= step.tiles else None
 
@@ -87,7 +88,7 @@ class Graphs:
         # Not torch.cuda.graph(): it waits for the device, collects garbage and empties caches each time.
         pool = next((graph.pool() for graph, _ in self._graphs.values()), None)  # all share one: only one runs at a time
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # another thread may be pinning memory
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may bring pages, or pin memory
         output = self._compute(step)
         graph.capture_end()
         return graph, output
