@@ -27,6 +27,7 @@ LOG2E = tl.constexpr(math.log2(math.e))
 # Programs of one warp, which need no barriers, eight a processor: the best of those measured on an H100, at every batch.
 TILE, STAGES, RESIDENTS = 16, 3, 8
 COMBINED = 2048  # elements of parts in registers at once when they are added up
+FEW = 1024  # rows up to which one schedule serves
 PIECES = 16  # pieces a row that scratch memory has room for
 
 
@@ -229,8 +230,8 @@ def schedule(lengths: Tensor, splits: Splits) -> Pieces:
     """Once a step, for all layers."""
     rows = len(lengths)
     table = torch.empty(1 + rows * splits.most, 4, dtype=torch.int32, device=lengths.device)
-    bucket = max(32, triton.next_power_of_2(rows))
-    _schedule[(rows,)](lengths, table, rows, splits.tokens, bucket, splits.most, TILE, num_warps=1)
+    wide = 32 if rows <= 32 else max(FEW, triton.next_power_of_2(rows))  # not one for each: every one is compiled
+    _schedule[(rows,)](lengths, table, rows, splits.tokens, wide, splits.most, TILE, num_warps=1)
     return Pieces(table, splits)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels.rms_norm import WARPS, factor_of
 
-HEADS = 16  # that a program takes: fewer would read the token's residual more often
+FEW = 128  # tokens up to which a program takes 16 heads and not 64: then more of them work, each of which reads the residual
 
 
 def reference(
@@ -80,10 +80,11 @@ def rope(
     if pages.stride(2) != size or pages.stride(3) != 1 or qkv.stride(1) != 1:
         raise ValueError("the heads of a page, and a token of qkv, must be contiguous")
     all_heads = qkv.shape[1] // size
+    each = 16 if qkv.shape[0] <= FEW else 64  # heads a program
     none = turns  # a pointer that is never read
-    _rope[(qkv.shape[0], triton.cdiv(all_heads, HEADS))](
+    _rope[(qkv.shape[0], triton.cdiv(all_heads, each))](
         qkv, residual, positions, turns, slots, pages, none if bias is None else bias, none if norms is None else norms,
         all_heads - 2 * kv_heads, residual.shape[1], eps, qkv.stride(0), residual.stride(0), pages.stride(0), pages.stride(1),
-        block_size, kv_heads, size, triton.next_power_of_2(size), HEADS, triton.next_power_of_2(residual.shape[1]),
+        block_size, kv_heads, size, triton.next_power_of_2(size), each, triton.next_power_of_2(residual.shape[1]),
         bias is not None, norms is not None, num_warps=WARPS,
     )  # fmt: skip

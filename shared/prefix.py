@@ -30,14 +30,10 @@ class Hello(Wire):
 
 
 class Welcome(Wire):
-    """Page n lies at n * slot_bytes of the arena, whose descriptor comes with this message over a Unix socket.
-
-    A lease is good for `lease_s` seconds from the moment that the engine asked for it.
-    """
+    """Page n lies at n * slot_bytes of the arena, whose descriptor comes with this message over a Unix socket."""
 
     slot_bytes: Count
     slots: Count
-    lease_s: float
     kind: Literal["welcome"] = "welcome"
 
 

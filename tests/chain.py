@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 
-from services.engine.plan import PENDING, Draw, Limits, Plan, Sampled
+from services.engine.plan import PENDING, Draw, Landed, Limits, Plan, Sampled
 from services.engine.start import main
 from shared import trace
 from shared.config import EngineConfig
 from shared.fields import pack_ids, unpack_ids
-from shared.page import Buffer
+from shared.page import checksum
 from shared.run import run
 
 FIRST, LAST = 1000, 40000  # plain words of the vocabulary, no special tokens
@@ -24,6 +24,7 @@ BLOCKS = int(os.environ.get("CHAIN_BLOCKS", "8192"))
 LAST_PAGE_ONLY = "CHAIN_LAST_PAGE" in os.environ  # a token of the same price in a long context, to measure all the rest
 # Tokens of a prompt that hurt: the engine dies, has no memory, or gets no usable logits.
 KILLS, STARVES, BREAKS = 45_001, 45_002, 45_003
+PIECES = 4  # of getting ready
 LIMITS = Limits(max_running=64, token_budget=512, prefill_budget=512)
 
 
@@ -49,17 +50,23 @@ class ChainFerry:
     """A page travels as the tokens that it holds."""
 
     page_kind = "chain"
+    portion, ahead = 16, 2
 
     def __init__(self, slots: dict[int, list[int]], block_size: int) -> None:
         self._slots = slots
         self.page_bytes = len(pack_ids([0] * block_size))
 
-    def export(self, blocks: Sequence[int]) -> list[bytes]:
-        return [pack_ids(self._slots[block]) for block in blocks]
+    def follow(self) -> None:
+        """All that is started is over when the device's thread is free."""
 
-    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-        for block, payload in zip(blocks, payloads, strict=True):
-            self._slots[block] = list(unpack_ids(bytes(payload)))
+    def export(self, blocks: Sequence[int]) -> tuple[list[bytes], list[int]]:
+        pages = [pack_ids(self._slots[block]) for block in blocks]
+        return pages, [checksum(page) for page in pages]
+
+    def bring(self, memory: memoryview, places: Sequence[int], blocks: Sequence[int]) -> Landed:
+        for block, place in zip(blocks, places, strict=True):
+            self._slots[block] = list(unpack_ids(bytes(memory[place : place + self.page_bytes])))
+        return Landed(self.export(blocks)[1])
 
     def pin(self, memory: memoryview) -> bool:
         return False
@@ -83,6 +90,12 @@ class ChainDevice:
         self.ferry = ChainFerry(self._slots, block_size)
         self._newest: dict[int, int] = {}  # the token drawn last, by the sequence's slot
         self._answers: deque[list[Sampled]] = deque()
+        self._pieces = PIECES
+
+    def prepare(self) -> bool:
+        assert not self._answers, "a plan is under way"
+        self._pieces -= 1
+        return self._pieces > 0
 
     def run(self, plan: Plan) -> list[Sampled] | None:
         if plan.rows:

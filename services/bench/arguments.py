@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         mode.add_argument("--prompts", metavar="FILE", help="a prompt a line, instead of synthetic ones")
         mode.add_argument("--input-tokens", type=whole(1, 1 << 20), default=128)
         mode.add_argument("--output-tokens", type=whole(1, 1 << 20), default=128)
+        mode.add_argument(
+            "--common-tokens", type=whole(0), default=0, help="with which every prompt begins, of its input tokens"
+        )
     for mode in (same, closed):
         mode.add_argument("--users", type=whole(1, MAX_USERS), default=1)
     for mode in (closed, opened, trace):
@@ -135,6 +138,8 @@ def parse(argv: Sequence[str]) -> Request:
         parser.error(f"{spec.processes} client processes need at least as many users, not {spec.users}")
     if spec.mode in ("closed", "open") and spec.requests is None and spec.duration is None:
         parser.error(f"{spec.mode}: say how long, with --requests or --duration")
+    if spec.common_tokens > spec.input_tokens:
+        parser.error(f"--common-tokens {spec.common_tokens} are more than --input-tokens {spec.input_tokens}")
     if (timeline is None) != (trace_dir is None):
         parser.error("--timeline and --trace-dir go together")
     if trace_dir is not None and not trace_dir.is_dir():

@@ -51,7 +51,7 @@ def vocabulary(spec: Spec) -> Vocabulary:
 def source(spec: Spec, found: Material) -> Source:
     if spec.prompts is not None:
         return listed(found.lines, spec.output_tokens)
-    return synthetic(vocabulary(spec), spec.input_tokens, spec.output_tokens, spec.seed)
+    return synthetic(vocabulary(spec), spec.input_tokens, spec.output_tokens, spec.seed, spec.common_tokens)
 
 
 def poisson(rate: float, seed: int) -> Iterator[float]:

@@ -57,11 +57,12 @@ class Vocabulary:
         return [self.low + unit for unit in units]
 
 
-def synthetic(vocabulary: Vocabulary, input_tokens: int, output_tokens: int, seed: int) -> Source:
-    """Another prompt for every index: nothing to reuse between requests."""
+def synthetic(vocabulary: Vocabulary, input_tokens: int, output_tokens: int, seed: int, common: int = 0) -> Source:
+    """Another prompt for every index; the first `common` tokens are the same for all, the others are for nobody else."""
+    begin = vocabulary.draw(f"{seed}/common", common)
 
     def question(index: int) -> Question:
-        units = vocabulary.draw(f"{seed}/prompt/{index}", input_tokens)
+        units = begin + vocabulary.draw(f"{seed}/prompt/{index}", input_tokens - common)
         return Question(vocabulary.render(units), output_tokens)
 
     return question

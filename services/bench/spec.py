@@ -24,6 +24,7 @@ class Spec:
     text: bool = False  # synthetic prompts as words; token ids otherwise (chat always has words)
     vocab: tuple[int, int] = (1000, 30000)
     input_tokens: int = 128
+    common_tokens: int = 0  # of them
     output_tokens: int = 128
 
     users: int = 1

@@ -1,85 +1,46 @@
-"""Pages out of a device and into it, as bytes of their own: each block's keys and values of all layers. Imports torch."""
+"""Pages out of a CPU's memory and into it, as bytes of their own: each block's keys and values of all layers. Imports torch.
 
-import ctypes
-import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+By numpy, in whatever thread asks: torch would bring a second team of OpenMP threads there, and slow down every step.
+"""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from shared.page import Buffer
+from services.engine.plan import Landed
+from shared.page import Buffer, checksum
 
-_PORTABLE = 1  # cudaHostRegisterPortable: for all of the process's threads and contexts
-log = logging.getLogger("headrace")
+PORTION_BYTES = 8 << 20  # so that what has come from a network is still in the processor's cache when it is put away
 
 
-class TorchFerry:
-    """`pages` is [layers, blocks, block_size, 2 * kv_heads, head_dim] on any device; `stream` is where its plans run.
+class HostFerry:
+    """`pages` is [layers, blocks, block_size, 2 * kv_heads, head_dim], contiguous."""
 
-    `way` names a way of computing whose bits a device promises: it shares no pages with others.
-    """
+    ahead = 1
 
-    def __init__(
-        self, pages: Tensor, stream: Callable[[], AbstractContextManager[object]] = nullcontext, way: str = ""
-    ) -> None:
-        self._pages, self._shape, self._stream, self._way = pages, pages[:, 0].shape, stream, way
-        self._aside = torch.cuda.Stream(pages.device) if pages.is_cuda else None
+    def __init__(self, pages: Tensor) -> None:
+        self._bytes = pages.flatten(2).view(torch.uint8).numpy()  # [layers, blocks, bytes]
+        self.page_kind = f"cpu xxh3 {pages.dtype} {tuple(pages[:, 0].shape)}"
+        self.page_bytes = pages[:, 0].nbytes
+        self.portion = max(1, PORTION_BYTES // self.page_bytes)
 
-    @property
-    def page_bytes(self) -> int:
-        return self._pages[:, 0].nbytes
+    def follow(self) -> None:
+        """A plan is over when the device's thread has something else to do."""
 
-    @property
-    def page_kind(self) -> str:
-        """`auto` may choose other weights in another engine: that is as good, and not the same to the last bit."""
-        return f"{self._pages.device.type} {self._pages.dtype} {tuple(self._shape)} {self._way}"
+    def export(self, blocks: Sequence[int]) -> tuple[Sequence[Buffer], Sequence[int]]:
+        copies = self._bytes[:, list(blocks)].swapaxes(0, 1).reshape(len(blocks), -1)
+        return [copy.data for copy in copies], [checksum(copy.data) for copy in copies]
 
-    def export(self, blocks: Sequence[int]) -> list[memoryview]:
-        with torch.inference_mode(), self._stream():
-            found = self._pages[:, list(blocks)].transpose(0, 1).contiguous().view(torch.uint8).flatten(1)
-            if found.is_cuda:
-                found = torch.empty_like(found, device="cpu", pin_memory=True).copy_(found, non_blocking=True)
-                torch.cuda.current_stream().synchronize()
-            return [memoryview(page) for page in found.numpy()]
-
-    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-        sources = [torch.frombuffer(payload, dtype=self._pages.dtype).view(self._shape) for payload in payloads]
-        with torch.inference_mode(), self._stream():
-            if self._aside is not None:
-                self._adopt_aside(self._aside, blocks, sources)
-                return
-            for block, source in zip(blocks, sources, strict=True):
-                self._pages[:, block] = source
-
-    def _adopt_aside(self, aside: torch.cuda.Stream, blocks: Sequence[int], sources: Sequence[Tensor]) -> None:
-        """The bytes come on a stream of their own, beside the steps that run; only the last copy is in line with them."""
-        current, device = torch.cuda.current_stream(), self._pages.device
-        with torch.cuda.stream(aside):
-            staged = torch.empty((len(sources), *self._shape), dtype=self._pages.dtype, device=device)
-            for at, source in enumerate(sources):
-                staged[at].copy_(source, non_blocking=True)
-            target = torch.tensor(blocks, device=device)
-            arrived = aside.record_event()
-        current.wait_event(arrived)
-        self._pages[:, target] = staged.transpose(0, 1)
-        for used in (staged, target):
-            used.record_stream(current)
-        arrived.synchronize()
+    def bring(self, memory: memoryview, places: Sequence[int], blocks: Sequence[int]) -> Landed:
+        for place, block in zip(places, blocks, strict=True):
+            page = np.frombuffer(memory, np.uint8, self.page_bytes, place)
+            self._bytes[:, block] = page.reshape(len(self._bytes), -1)
+        return Landed([checksum(*(layer.data for layer in self._bytes[:, block])) for block in blocks])
 
     def pin(self, memory: memoryview) -> bool:
-        if self._aside is None:
-            return False
-        runtime = torch.cuda.cudart()
-        with torch.cuda.device(self._pages.device):
-            done = runtime.cudaHostRegister(_address(memory), len(memory), _PORTABLE)
-        if done != runtime.cudaError.success:
-            log.warning("cannot lock a prefix cache's memory: %s", runtime.cudaGetErrorString(done))
-        return bool(done == runtime.cudaError.success)
+        return False
 
     def unpin(self, memory: memoryview) -> None:
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(_address(memory)))
-
-
-def _address(memory: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        pass

@@ -12,7 +12,7 @@ from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.choose import Best
-from services.engine.ferry import TorchFerry
+from services.engine.ferry import HostFerry
 from services.engine.form import Form
 from services.engine.layers import Layers
 from services.engine.linear import FORMS
@@ -21,6 +21,7 @@ from services.engine.model import Llama
 from services.engine.norm import Norm
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.sample import Histories
+from services.engine.spread import spread
 from services.engine.weights import Maker, Makers, load
 from shared import trace
 from shared.messages import Sampling
@@ -72,7 +73,7 @@ class Forward:
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
             together = Layers(self.spec, parameters.layers, self.pages, limits.max_running) if self.pages.native else None
             self.model = Llama(self.spec, parameters, together)
-        self.ferry = TorchFerry(self.pages.all)
+        self.ferry = HostFerry(self.pages.all)
         best = [maker for maker in (make, make_head) if isinstance(maker, Best)]
         self.histories = Histories()
         self.forms = {shape: names for maker in best for shape, names in maker.chosen.items()}  # what `auto` chose
@@ -84,6 +85,9 @@ class Forward:
         for count in (1, size):
             self.run(Plan((Row((0,) * count, 0, (0,)),), (draw,), ()))
 
+    def prepare(self) -> bool:
+        return False
+
     def run(self, plan: Plan) -> list[Sampled]:
         """Copies, then the forward, then one answer per draw, in order. Token -1: the draw's logits were not finite."""
         with torch.inference_mode(), trace.span("device", "step", work=plan.work):
@@ -91,6 +95,8 @@ class Forward:
                 self.pages.copy(plan.copies)
             if not plan.rows:
                 return []
+            if self.pages.native:
+                plan = spread(plan, self.limits.max_running)
             step = batch.build(plan, self.pages.block_size, self.pages.null, self.pages.all.dtype)
             self.pages.begin(step.begun)
             logits = self.model(step, self.pages)

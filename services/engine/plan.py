@@ -17,8 +17,8 @@ class Row(NamedTuple):
     """One sequence's share of a merge step: `tokens` at places `start` onward, over the blocks of its block table.
 
     A decode row has one token, which may be PENDING: the newest one drawn for `slot`. A prefill row has a chunk of known
-    ones. `blocks` covers places 0 to start + len(tokens) - 1; the first `told` of them are as in the slot's last row. A token
-    attends to all places up to its own; its `positions` are how it is turned (none: they are the places).
+    ones. `blocks` covers places 0 to start + len(tokens) - 1, or more; the first `told` of them are as in the slot's last row.
+    A token attends to all places up to its own; its `positions` are how it is turned (none: they are the places).
     """
 
     tokens: tuple[int, ...]
@@ -97,8 +97,32 @@ class Limits:
         return Limits(max_running or self.max_running, budget, max(prefill_budget or self.prefill_budget, budget))
 
 
+class Cargo(Protocol):
+    """Pages on their way into a device."""
+
+    def sums(self) -> Sequence[int]:
+        """Waits until all are in their blocks. The checksums of what is there now."""
+        ...
+
+
+class Landed(NamedTuple):
+    """A cargo that was there at once."""
+
+    found: Sequence[int]
+
+    def sums(self) -> Sequence[int]:
+        return self.found
+
+
 class Ferry(Protocol):
-    """Brings pages out of a device and into it. Called from the device's thread, but for `pin` and `unpin`."""
+    """Brings pages out of a device and into it, beside the plans that run. Called from any thread, but for `follow`.
+
+    The checksums are the ferry's own: a page is summed where it lies in the device, so that whatever happens to it on its way
+    between two devices shows.
+    """
+
+    portion: int  # pages to bring or export at once, at most
+    ahead: int  # cargoes that may be on their way at once
 
     @property
     def page_bytes(self) -> int:
@@ -107,23 +131,29 @@ class Ferry(Protocol):
 
     @property
     def page_kind(self) -> str:
-        """What shapes these bytes, beside the model and the block size."""
+        """What shapes these bytes and their sums, beside the model and the block size."""
         ...
 
-    def export(self, blocks: Sequence[int]) -> Sequence[Buffer]:
-        """Copies of full blocks, `page_bytes` each, as they are after all plans that were started before."""
+    def follow(self) -> None:
+        """Called from the device's thread: what is asked for from now on comes after all plans that were started before."""
         ...
 
-    def adopt(self, blocks: Sequence[int], payloads: Sequence[Buffer]) -> None:
-        """Fill blocks with what `export` gave, here or elsewhere, before any plan that is started later. Copied on return."""
+    def export(self, blocks: Sequence[int]) -> tuple[Sequence[Buffer], Sequence[int]]:
+        """Copies of full blocks that are in use, `page_bytes` each, and their checksums."""
+        ...
+
+    def bring(self, memory: memoryview, places: Sequence[int], blocks: Sequence[int]) -> Cargo:
+        """Fill blocks that nobody else looks at with what `export` gave: `page_bytes` each, at these places of a memory, which
+        must stay as it is until the cargo is there. `places` are best neighbours in slots of a prefix cache.
+        """
         ...
 
     def pin(self, memory: memoryview) -> bool:
-        """Payloads will be views of this memory: a GPU copies from it by itself once it is locked. False: it copies slower."""
+        """Pages will come from this memory: a GPU copies from it by itself once it is locked. False: it copies slower."""
         ...
 
     def unpin(self, memory: memoryview) -> None:
-        """They will be no more. Only after a pin that was True."""
+        """They will no more. Only after a pin that was True."""
         ...
 
 
@@ -142,4 +172,8 @@ class Device(Protocol):
         A device that works ahead returns None while it may be given one more plan before those answers are needed; a plan
         without rows starts nothing and always waits for the oldest answers.
         """
+        ...
+
+    def prepare(self) -> bool:
+        """One piece, of some milliseconds, of what makes later plans faster; no plan is under way. False: nothing is left."""
         ...

@@ -12,8 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from shared.codec import Malformed, decode_talk, frame, frame_length
 from shared.page import HEAD_BYTES, Buffer, slot_bytes
@@ -41,16 +40,25 @@ class CacheDown(Exception):
     """The cache cannot be reached, refuses us, is silent for too long or talks nonsense: do without it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """Pages of a chain from its start; `until` is when they may be taken from us, on our monotonic clock."""
+class Lease(NamedTuple):
+    """Pages of a chain from its start."""
 
     number: int
     slots: tuple[int, ...]
-    until: float
 
 
-Page = tuple[memoryview, memoryview]  # header, payload
+class Pages(NamedTuple):
+    """Slots of a memory, by where they begin: in each a header of HEAD_BYTES, then a payload of `size` bytes."""
+
+    memory: memoryview
+    slots: Sequence[int]
+    size: int
+
+    def header(self, at: int) -> memoryview:
+        return self.memory[self.slots[at] : self.slots[at] + HEAD_BYTES]
+
+    def payload(self, at: int) -> memoryview:
+        return self.memory[self.slots[at] + HEAD_BYTES :][: self.size]
 
 
 class Client:
@@ -66,19 +74,18 @@ class Client:
             self._socket = _connect(address, seconds)
         try:
             with self._trouble():
-                self._lease_s = self._greet(space)
+                self._greet(space)
         except CacheDown:
             self.close()
             raise
 
-    def _greet(self, space: bytes) -> float:
+    def _greet(self, space: bytes) -> None:
         self._say(Hello(space=space, page_bytes=self.page_bytes))
         welcome = self._hear(Welcome)
         if welcome.slot_bytes != self.slot_bytes:
             raise Malformed(f"slots of {welcome.slot_bytes} bytes")
         if self._fds:
             self._memory = _mapped(self._fds[0], welcome.slots * welcome.slot_bytes)
-        return welcome.lease_s
 
     @property
     def memory(self) -> memoryview | None:
@@ -102,28 +109,24 @@ class Client:
 
     def find(self, hashes: Sequence[bytes]) -> Lease:
         """The longest run of pages from the start of a chain."""
-        asked = time.monotonic()
         with self._trouble():
             leased = self._ask(Find(hashes=b"".join(hashes)), Leased)
             if len(leased.slots) > len(hashes):
                 raise Malformed("more pages than were asked for")
-        return Lease(leased.lease, leased.slots, asked + self._lease_s)
+        return Lease(leased.lease, leased.slots)
 
-    def read(self, lease: Lease, first: int, pages: int) -> list[Page]:
-        """Pages of a lease: views of the cache's own memory, or bytes that came for us. Nothing is verified yet."""
+    def read(self, lease: Lease, first: int, count: int) -> Pages:
+        """Pages of a lease: where they lie in the cache's own memory, or bytes that came for us. Nothing is verified yet."""
         with self._trouble():
             if self._memory is not None:
-                view, size = memoryview(self._memory), self.slot_bytes
-                return [self._page(view[slot * size : (slot + 1) * size]) for slot in lease.slots[first : first + pages]]
-            buffer = memoryview(bytearray(pages * self.slot_bytes))
-            self._say(Send(lease=lease.number, first=first, pages=pages))
+                starts = [slot * self.slot_bytes for slot in lease.slots[first : first + count]]
+                if starts and not 0 <= min(starts) <= max(starts) <= len(self._memory) - self.slot_bytes:
+                    raise Malformed("a page outside of the memory")
+                return Pages(memoryview(self._memory), starts, self.page_bytes)
+            buffer = memoryview(bytearray(count * self.slot_bytes))
+            self._say(Send(lease=lease.number, first=first, pages=count))
             self._receive_into(buffer)
-            return [self._page(buffer[at : at + self.slot_bytes]) for at in range(0, len(buffer), self.slot_bytes)]
-
-    def _page(self, slot: memoryview) -> Page:
-        if len(slot) != self.slot_bytes:
-            raise Malformed("a page outside of the memory")
-        return slot[:HEAD_BYTES], slot[HEAD_BYTES : HEAD_BYTES + self.page_bytes]
+            return Pages(buffer, range(0, len(buffer), self.slot_bytes), self.page_bytes)
 
     def release(self, lease: Lease) -> None:
         if lease.number:
@@ -138,12 +141,11 @@ class Client:
 
     def reserve(self, hashes: Sequence[bytes]) -> Lease:
         """Room for pages of a chain: a slot, or -1 where the page is there or being written; shorter where there is none."""
-        asked = time.monotonic()
         with self._trouble():
             leased = self._ask(Reserve(hashes=b"".join(hashes)), Leased)
             if len(leased.slots) > len(hashes):
                 raise Malformed("more room than was asked for")
-        return Lease(leased.lease, leased.slots, asked + self._lease_s)
+        return Lease(leased.lease, leased.slots)
 
     def write(self, lease: Lease, at: int, header: bytes, payload: Buffer) -> None:
         """The page of a chain whose slot is slots[at]."""

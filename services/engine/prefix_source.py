@@ -1,23 +1,22 @@
-"""Fetching and storing pages, by blocking calls in threads of their own: the event loop and the device never wait here."""
+"""Fetching pages by blocking calls in a thread of its own: the event loop and the device never wait here."""
 
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
-from services.engine.plan import Ferry
+from services.engine.plan import Cargo, Ferry, Landed
 from services.engine.prefix import Worth
-from services.engine.prefix_client import CacheDown, Client, Lease, Page
-from shared.host import usable_cores
-from shared.page import Buffer, Label, head, verify
+from services.engine.prefix_client import CacheDown, Client, Lease, Pages
+from shared.page import HEAD_BYTES, BadPage, Label, claim
 from shared.stats import Stats
 
 CONNECT_S = 0.5  # or less, where patience is less
-WRITE_S = 5.0
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
-CHECKERS = 8
+Item = TypeVar("Item")
 log = logging.getLogger("headrace")
 
 
@@ -64,32 +63,29 @@ class Source:
 
 @dataclass(slots=True)
 class Offer:
-    """What one cache has of a chain, or has room for; how long its pages took so far; and whether there are no more."""
+    """What one cache has of a chain, or has room for; until when it may take, and whether there is no more to be had."""
 
     source: Source
     client: Client
     lease: Lease
     deadline: float = 0.0
-    reading_s: float = 0.0
-    copying_s: float = 0.0
     over: bool = False
 
-    @property
-    def current(self) -> bool:
-        """Payloads in the cache's memory are still what was verified: they stay as they are until the lease ends."""
-        return self.client.memory is None or time.monotonic() < self.lease.until
 
+class Piece(NamedTuple):
+    """Pages of these labels: the sums that their headers claim, why the next header is not its label's, what is on its way."""
 
-def _trouble(page: Page, label: Label) -> str:
-    return verify(*page, label)
+    labels: Sequence[Label]
+    claims: Sequence[int]
+    why: str
+    cargo: Cargo
 
 
 class Fetcher:
     """Called from one thread."""
 
-    def __init__(self, sources: Sequence[Source], worth: Worth, stats: Stats) -> None:
-        self._sources, self._worth, self._stats = sources, worth, stats
-        self._checkers = ThreadPoolExecutor(min(CHECKERS, usable_cores()), "verify")
+    def __init__(self, sources: Sequence[Source], ferry: Ferry, worth: Worth, stats: Stats) -> None:
+        self._sources, self._ferry, self._worth, self._stats = sources, ferry, worth, stats
 
     def connect(self) -> None:
         """Before the first request: a GPU takes its time to lock a cache's memory. One that is not there yet is no trouble."""
@@ -105,20 +101,57 @@ class Fetcher:
             offer.deadline = deadline
         return offer
 
-    def piece(self, offer: Offer, first: int, labels: Sequence[Label]) -> list[memoryview]:
-        """The verified payloads of these pages, from the `first` of the offer on; fewer where one is bad or time is over."""
-        started = time.monotonic()
-        if not labels or offer.over or started >= offer.deadline:
-            return []
+    def bring(self, offer: Offer, labels: Sequence[Label], blocks: Sequence[int]) -> int:
+        """Fill blocks with an offer's pages. How many of the first ones hold what their labels say; no others do.
+
+        Several pieces are on their way at once. When this returns, none is: the blocks are the caller's again.
+        """
+        started, good = time.monotonic(), 0
+        for piece in ahead(self._pieces(offer, labels, blocks), self._ferry.ahead - 1):
+            sums = piece.cargo.sums()
+            if not offer.over:
+                good += self._verified(offer, piece, sums)
+        if good:
+            took = time.monotonic() - started
+            self._stats.observe("prefix_fetch", took)
+            self._worth.fetch(offer.source.address).note(good * self._ferry.page_bytes, took)
+        return good
+
+    def _pieces(self, offer: Offer, labels: Sequence[Label], blocks: Sequence[int]) -> Iterator[Piece]:
+        """Those whose headers are right, begun one by one; until one is not, or time is over."""
+        for first in range(0, len(labels), self._ferry.portion):
+            now = time.monotonic()
+            if offer.over or now >= offer.deadline:
+                return
+            some = labels[first : first + self._ferry.portion]
+            try:
+                offer.client.limit(offer.deadline - now)
+                pages = offer.client.read(offer.lease, first, len(some))
+            except CacheDown as error:
+                return self._failed(offer.source, error)
+            claims, why = _claims(pages, some)
+            places, where = [slot + HEAD_BYTES for slot in pages.slots[: len(claims)]], blocks[first : first + len(claims)]
+            yield Piece(some, claims, why, self._ferry.bring(pages.memory, places, where) if claims else Landed(()))
+            if why:
+                return
+
+    def _verified(self, offer: Offer, piece: Piece, sums: Sequence[int]) -> int:
+        """How many pages arrived as they should be, before the first one that did not: none behind that one is used."""
+        good = next((at for at, pair in enumerate(zip(piece.claims, sums, strict=True)) if pair[0] != pair[1]), len(sums))
+        why = "checksum" if good < len(sums) else piece.why
+        if why:
+            offer.over = True
+            self._spoiled(offer, piece.labels[good], why)
+        return good
+
+    def _spoiled(self, offer: Offer, label: Label, why: str) -> None:
+        """The cache is told, and gives this page to nobody again."""
+        self._stats.counters["prefix_spoiled"] += 1
+        log.warning("prefix cache %s: a page did not verify (%s)", offer.source.address, why)
         try:
-            offer.client.limit(offer.deadline - started)
-            payloads = self._verified(offer, offer.client.read(offer.lease, first, len(labels)), labels)
+            offer.client.spoiled([label.hash])
         except CacheDown as error:
             self._failed(offer.source, error)
-            payloads = []
-        offer.over = len(payloads) < len(labels)
-        offer.reading_s += time.monotonic() - started
-        return payloads
 
     def _best(self, labels: Sequence[Label], deadline: float) -> Offer | None:
         """Ask the caches in turn, our host's first; the last ones only while something is missing."""
@@ -150,17 +183,6 @@ class Fetcher:
             return None
         return Offer(source, client, lease) if lease.slots else None
 
-    def _verified(self, offer: Offer, pages: Sequence[Page], labels: Sequence[Label]) -> list[memoryview]:
-        """The payloads before the first page that is not what it should be; the cache is told of that one."""
-        why = list(self._checkers.map(_trouble, pages, labels))
-        bad = next((at for at, trouble in enumerate(why) if trouble), None)
-        if bad is None:
-            return [payload for _, payload in pages]
-        self._stats.counters["prefix_spoiled"] += 1
-        log.warning("prefix cache %s: a page did not verify (%s)", offer.source.address, why[bad])
-        offer.client.spoiled([labels[bad].hash])
-        return [payload for _, payload in pages[:bad]]
-
     def release(self, offer: Offer) -> None:
         try:
             offer.client.limit(CONNECT_S)
@@ -175,43 +197,24 @@ class Fetcher:
     def close(self) -> None:
         for source in self._sources:
             source.close()
-        self._checkers.shutdown()
 
 
-class Storer:
-    """Writes pages to one cache. Called from one thread; trouble means that they are not stored, and no more."""
-
-    def __init__(self, source: Source, stats: Stats) -> None:
-        self._source, self._stats = source, stats
-
-    def reserve(self, hashes: Sequence[bytes]) -> Offer | None:
-        """Room for what the cache does not have of a chain; None where there is nothing to write."""
+def _claims(pages: Pages, labels: Sequence[Label]) -> tuple[list[int], str]:
+    """The sums that the payloads must have, up to the first header that is not what it should be, and why it is not."""
+    claims: list[int] = []
+    for at, label in enumerate(labels):
         try:
-            client = self._source.client(WRITE_S)
-            lease = client.reserve(hashes)
-        except CacheDown as error:
-            self._failed(error)
-            return None
-        return Offer(self._source, client, lease) if lease.number else None
+            claims.append(claim(pages.header(at), label, pages.size))
+        except BadPage as bad:
+            return claims, str(bad)
+    return claims, ""
 
-    def write(self, offer: Offer, at: int, label: Label, payload: Buffer) -> bool:
-        try:
-            offer.client.limit(WRITE_S)
-            offer.client.write(offer.lease, at, head(label, payload), payload)
-        except CacheDown as error:
-            self._failed(error)
-            return False
-        return True
 
-    def commit(self, offer: Offer, pages: int) -> None:
-        try:
-            self._stats.counters["prefix_stored_pages"] += offer.client.commit(offer.lease, pages)
-        except CacheDown as error:
-            self._failed(error)
-
-    def _failed(self, error: CacheDown) -> None:
-        self._stats.counters["prefix_failures"] += 1
-        self._source.trouble(error)
-
-    def close(self) -> None:
-        self._source.close()
+def ahead(items: Iterator[Item], count: int) -> Iterator[Item]:
+    """The same items: each is handed out when the `count` after it have been begun as well."""
+    begun: deque[Item] = deque()
+    for item in items:
+        begun.append(item)
+        if len(begun) > count:
+            yield begun.popleft()
+    yield from begun

@@ -1,12 +1,11 @@
 """The shared prefix cache behind the engine's own pages: what is missing here is fetched, what was computed is stored.
 
-Loading goes on beside the steps: pages come and are verified in a thread, are put into blocks by the device between two
-steps, and are then found by the scheduler like any block that was computed here. Whatever goes wrong is a miss.
+Loading goes on beside the steps: a thread has pages put into blocks that nobody else looks at and verifies them there; then the
+scheduler finds them like any block that was computed here. Whatever goes wrong is a miss.
 """
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
@@ -16,12 +15,12 @@ from dataclasses import dataclass
 from services.engine.pages import Pages
 from services.engine.plan import Device
 from services.engine.prefix import LEAST_TOKENS, Worth, labels, whole_chain
-from services.engine.prefix_source import Fetcher, Offer, Storer
+from services.engine.prefix_source import Fetcher, Offer
+from services.engine.prefix_storer import Storer
 from services.engine.sequence import Sequence
 from shared.page import Buffer, Label
 from shared.stats import Stats
 
-PORTION_BYTES = 64 << 20  # fetched, verified and handed to the device at once: bounds what a step may have to wait for
 MAX_CHAINS = 64  # waiting to be stored; more are not
 HAND_OVER_S = 1.0
 REMEMBERED = 4096  # chains that were stored lately
@@ -48,7 +47,7 @@ class PrefixTier:
         self._storing = ThreadPoolExecutor(1, "store")
         self._chains: asyncio.Queue[Chain] = asyncio.Queue(MAX_CHAINS)
         self._stored: OrderedDict[bytes, None] = OrderedDict()
-        self._portion = max(1, PORTION_BYTES // device.ferry.page_bytes)
+        self._turn = asyncio.Lock()  # to fetch
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -61,18 +60,37 @@ class PrefixTier:
         await self._load(sequence.hashes[: (sequence.total - 1) // size], sequence.tokens)
 
     async def _load(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
-        here = self._pages.match(hashes)
-        if (len(hashes) - len(here)) * self._pages.block_size < LEAST_TOKENS:
+        """In turn, so that what several requests miss comes once; nobody waits longer than computing it takes."""
+        missing = self._missing(hashes)
+        if not missing:
             return
+        try:
+            async with asyncio.timeout(self.worth.prefill_s(missing)):
+                await self._turn.acquire()
+        except TimeoutError:
+            return
+        try:
+            await self._fetch(hashes, tokens)
+        finally:
+            self._turn.release()
+
+    def _missing(self, hashes: Seq[bytes]) -> int:
+        """How many blocks of a chain are not here; 0 where they are too few to be worth asking."""
+        missing = len(hashes) - len(self._pages.match(hashes))
+        return missing if missing * self._pages.block_size >= LEAST_TOKENS else 0
+
+    async def _fetch(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
+        if not 0 < self._missing(hashes) <= self._pages.free:
+            return
+        here = self._pages.match(hashes)
+        missing = labels(self._space, hashes, tokens, len(here), self._pages.block_size)
         self._pages.take(here)  # or room for what is missing would be made by forgetting what it follows
         try:
-            await self._fetch(labels(self._space, hashes, tokens, len(here), self._pages.block_size))
+            await self._bring_missing(missing)
         finally:
             self._pages.release(here)
 
-    async def _fetch(self, missing: Seq[Label]) -> None:
-        if len(missing) > self._pages.free:
-            return
+    async def _bring_missing(self, missing: Seq[Label]) -> None:
         offer = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.find, missing)
         if offer is None:
             return
@@ -82,44 +100,18 @@ class PrefixTier:
             self._fetching.submit(self._fetcher.release, offer)
 
     async def _bring(self, offer: Offer, labels: Seq[Label]) -> None:
-        """Piece by piece: the next one is read and verified while the device copies the last one."""
-        here = 0
-        coming = self._piece(offer, labels, here)
-        while payloads := await coming:
-            coming = self._piece(offer, labels, here + len(payloads))
-            if not await self._place(offer, payloads, labels[here:]):
-                break
-            here += len(payloads)
-        self._stats.counters["prefix_fetched_tokens"] += here * self._pages.block_size
-        if here:
-            took = offer.reading_s + offer.copying_s
-            self._stats.observe("prefix_fetch", took)
-            self.worth.fetch(offer.source.address).note(here * self._device.ferry.page_bytes, took)
-
-    def _piece(self, offer: Offer, labels: Seq[Label], first: int) -> "asyncio.Future[list[memoryview]]":
-        part = labels[first : first + self._portion]
-        return asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.piece, offer, first, part)
-
-    async def _place(self, offer: Offer, payloads: Seq[memoryview], labels: Seq[Label]) -> bool:
-        """Nobody else has these blocks while the device fills them. Then they are free, but known, and last to be taken."""
-        if len(payloads) > self._pages.free:
-            return False
-        blocks = [self._pages.allocate() for _ in payloads]
-
-        def adopt() -> None:
-            started = time.monotonic()
-            self._device.ferry.adopt(blocks, payloads)
-            offer.copying_s += time.monotonic() - started
-
+        """Nobody else has these blocks while they are filled. Then they are free, but known, and last to be taken."""
+        if len(labels) > self._pages.free:
+            return
+        loop, blocks = asyncio.get_running_loop(), [self._pages.allocate() for _ in labels]
         try:
-            await asyncio.get_running_loop().run_in_executor(self._device_thread, adopt)
-            good = offer.current  # else what was verified may have been something else by the time it was copied
-            if good:
-                for block, label in zip(blocks, labels, strict=False):
-                    self._pages.publish(block, label.hash)
+            await loop.run_in_executor(self._device_thread, self._device.ferry.follow)
+            good = await loop.run_in_executor(self._fetching, self._fetcher.bring, offer, labels, blocks)
+            for block, label in zip(blocks[:good], labels, strict=False):
+                self._pages.publish(block, label.hash)
+            self._stats.counters["prefix_fetched_tokens"] += good * self._pages.block_size
         finally:
             self._pages.release(blocks)
-        return good
 
     # -- storing ---------------------------------------------------------------------------------------------------
 
@@ -162,8 +154,8 @@ class PrefixTier:
         loop = asyncio.get_running_loop()
         while (offer := await loop.run_in_executor(self._storing, self._storer.reserve, chain.hashes)) is not None:
             wanted = [at for at, slot in enumerate(offer.lease.slots) if slot >= 0]
-            written = 0
-            while written < len(wanted) and (count := await self._write(offer, chain, wanted[written:][: self._portion])):
+            written, portion = 0, self._device.ferry.portion
+            while written < len(wanted) and (count := await self._write(offer, chain, wanted[written:][:portion])):
                 written += count
             await loop.run_in_executor(self._storing, self._storer.commit, offer, written)
             if not written:
@@ -182,16 +174,17 @@ class PrefixTier:
             return 0
         self._pages.take(blocks)
         try:
-            payloads = await loop.run_in_executor(self._device_thread, self._device.ferry.export, blocks)
+            await loop.run_in_executor(self._device_thread, self._device.ferry.follow)
+            payloads, sums = await loop.run_in_executor(self._storing, self._device.ferry.export, blocks)
         finally:
             self._pages.release(blocks)
-        return await loop.run_in_executor(self._storing, self._write_all, offer, chain, wanted, payloads)
+        return await loop.run_in_executor(self._storing, self._write_all, offer, chain, wanted, payloads, sums)
 
-    def _write_all(self, offer: Offer, chain: Chain, wanted: Seq[int], payloads: Seq[Buffer]) -> int:
+    def _write_all(self, offer: Offer, chain: Chain, wanted: Seq[int], payloads: Seq[Buffer], sums: Seq[int]) -> int:
         meant = labels(self._space, chain.hashes, chain.tokens, 0, self._pages.block_size)
         done = 0
-        for at, payload in zip(wanted, payloads, strict=True):
-            if not self._storer.write(offer, at, meant[at], payload):
+        for at, payload, payload_sum in zip(wanted, payloads, sums, strict=True):
+            if not self._storer.write(offer, at, meant[at], payload, payload_sum):
                 break
             done += 1
         return done

@@ -50,6 +50,7 @@ class Engine:
         self.publisher = Publisher(self.bus, self.group)
         self.jobs = Jobs(scheduler, self.publisher, life.stats, tier)
         self.admission = Admission(scheduler, self.jobs, life.stats, tier, self._background_ended)
+        self._preparing = True
         life.on_new_broker = self._forget_cancels
 
     async def serve(self) -> None:
@@ -89,8 +90,7 @@ class Engine:
             with trace.span("host", "plan"):
                 plan = self.scheduler.plan()
             if not plan.rows and not self.scheduler.in_flight:
-                self.admission.news.clear()
-                await self.admission.news.wait()
+                await self._rest()
                 continue
             self.jobs.note_starts(plan)
             self.life.working_since = loop.time()
@@ -103,6 +103,15 @@ class Engine:
                     await asyncio.sleep(0)  # a first token is on its way before the next step takes the cores
             await self.publisher.room()
         await self._hand_on()
+
+    async def _rest(self) -> None:
+        """Nothing to run: the device gets ready for what may come, piece by piece, then waits for work."""
+        self.admission.news.clear()
+        if self._preparing:
+            run = asyncio.get_running_loop().run_in_executor
+            self._preparing = await run(self.thread, self.device.prepare)
+        else:
+            await self.admission.news.wait()
 
     # -- intake ----------------------------------------------------------------------------------------------------
 

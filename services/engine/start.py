@@ -11,7 +11,8 @@ from pathlib import Path
 from services.engine.pages import Pages
 from services.engine.plan import Device
 from services.engine.prefix import Worth, space
-from services.engine.prefix_source import Fetcher, Source, Storer
+from services.engine.prefix_source import Fetcher, Source
+from services.engine.prefix_storer import Storer
 from services.engine.prefix_tier import PrefixTier
 from services.engine.schedule import Scheduler
 from services.engine.service import Engine
@@ -53,9 +54,8 @@ def _tier(life: Life[EngineConfig], pages: Pages, device: Device, thread: Thread
         return None
     mark = space(f"{fingerprint(Path(config.model))} {config.model_shape}", device.ferry.page_kind, config.block_size)
     worth = Worth(device.ferry.page_bytes, config.block_size)
-    fetcher = Fetcher(
-        [Source(address, mark, device.ferry.page_bytes, device.ferry) for address in addresses], worth, life.stats
-    )
+    sources = [Source(address, mark, device.ferry.page_bytes, device.ferry) for address in addresses]
+    fetcher = Fetcher(sources, device.ferry, worth, life.stats)
     storer = Storer(Source(addresses[0], mark, device.ferry.page_bytes, None), life.stats)
     return PrefixTier(pages, device, thread, mark, fetcher, storer, worth, life.stats)
 

@@ -1,6 +1,6 @@
 """Who has which pages, and until when. Pure: the caller brings the clock.
 
-A reader that is silent for too long loses its pins: it knows how long its lease was good for, and verifies what it copied.
+A reader that is silent for too long loses its pins: it verifies what it has copied, where it has copied it to.
 A writer that is silent for too long loses its pages, so that another may write them, but keeps their slots busy until it
 speaks again or its connection ends: a process that was stopped in the middle of a write may go on with it.
 """

@@ -70,8 +70,7 @@ class Conversation:
         if not isinstance(hello, Hello):
             raise Malformed(f"{hello.kind} before hello")
         self._space, self._holder = hello.space, self._shelf.enter(hello.page_bytes)
-        index, leases = self._shelf.index, self._shelf.leases
-        self._welcome(Welcome(slot_bytes=self._shelf.slot_bytes, slots=index.slots, lease_s=leases.seconds))
+        self._welcome(Welcome(slot_bytes=self._shelf.slot_bytes, slots=self._shelf.index.slots))
 
     def _welcome(self, item: Welcome) -> None:
         """Over a Unix socket the arena's descriptor rides on the message."""

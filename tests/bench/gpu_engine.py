@@ -12,10 +12,12 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
 import torch
+from triton import knobs
 
 from services.engine.gpu.build import build
 from services.engine.gpu.device import Gpu
@@ -43,10 +45,9 @@ def sequences(count: int, given: int, wanted: int, seed: int) -> Iterator[Sequen
 class PrefillFirst(Scheduler):
     """What merge steps are compared with: while any prompt is to be computed, nobody decodes."""
 
-    def _by_need(self) -> Iterator[Sequence]:
+    def _by_need(self) -> Iterator[tuple[Sequence, int]]:
         found = list(super()._by_need())
-        prompts = [sequence for sequence in found if sequence.owed > 1]
-        yield from prompts or found
+        yield from [pair for pair in found if pair[1] > 1] or found
 
 
 def scheduler_of(gpu: Gpu, kind: type[Scheduler] = Scheduler, budget: int = 0) -> Scheduler:
@@ -142,9 +143,30 @@ def interrupted(gpu: Gpu, kind: type[Scheduler], budget: int) -> dict[str, objec
     }  # fmt: skip
 
 
+@contextmanager
+def compiling() -> Iterator[list[str]]:
+    """What is compiled, or read from the cache of what was, meanwhile."""
+    seen: list[str] = []
+    knobs.runtime.jit_post_compile_hook = lambda **told: seen.append(told["fn"].name)
+    yield seen
+    knobs.runtime.jit_post_compile_hook = None
+
+
 def say(row: dict[str, object]) -> None:
     sys.stdout.write(json.dumps(row) + "\n")
     sys.stdout.flush()
+
+
+def measure(gpu: Gpu, shape: str, quick: bool) -> None:
+    for rows in (1, 32, 128, 256):
+        say(decode(gpu, rows))
+    for tokens in (512, 2048, 8000 if "smol" in shape else 8192):
+        say(first_token(gpu, tokens))
+    for kind, budget in ((PrefillFirst, 8192), (Scheduler, 8192), (Scheduler, 2048), (Scheduler, 1024)):
+        say(interrupted(gpu, kind, budget))
+    say(throughput(gpu, 256, 128, 128))
+    if not quick:
+        say(throughput(gpu, 512, 512, 128))
 
 
 def main() -> None:
@@ -161,15 +183,13 @@ def main() -> None:
     )  # fmt: skip
     gpu = build(config, "cuda:0")
     say({"what": "start", "seconds": round(time.perf_counter() - started, 1), "blocks": gpu.blocks})
-    for rows in (1, 32, 128, 256):
-        say(decode(gpu, rows))
-    for tokens in (512, 2048, 8000 if "smol" in given.shape else 8192):
-        say(first_token(gpu, tokens))
-    for kind, budget in ((PrefillFirst, 8192), (Scheduler, 8192), (Scheduler, 2048), (Scheduler, 1024)):
-        say(interrupted(gpu, kind, budget))
-    say(throughput(gpu, 256, 128, 128))
-    if not given.quick:
-        say(throughput(gpu, 512, 512, 128))
+    started = time.perf_counter()
+    while gpu.prepare():
+        pass
+    say({"what": "prepared", "seconds": round(time.perf_counter() - started, 1), "graphs": len(gpu.graphs)})
+    with compiling() as seen:
+        measure(gpu, given.shape, given.quick)
+    say({"what": "compiled while serving", "kernels": sorted(seen)})
     say({"what": "memory", "peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 1)})
 
 

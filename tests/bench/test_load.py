@@ -32,6 +32,16 @@ def test_questions_differ_by_index_and_seed_and_repeat_with_them() -> None:
     assert len(set(WORDS)) == len(WORDS)
 
 
+@given(st.integers(1, 60), st.integers(0, 60), st.booleans())
+def test_synthetic_prompts_begin_alike_and_go_on_apart(length: int, common: int, words: bool) -> None:
+    common = min(common, length)
+    asked = [synthetic(Vocabulary(words=words), length, 5, 1, common)(index).prompt for index in (3, 4)]
+    one, two = (prompt.split() if isinstance(prompt, str) else prompt for prompt in asked)
+    assert one[:common] == two[:common]
+    assert len(one) == len(two) == length
+    assert length - common < 12 or one[common:] != two[common:]
+
+
 def test_listed_prompts_go_round() -> None:
     ask = listed(["one", "", "  two "], 9)
     assert [ask(index).prompt for index in range(3)] == ["one", "two", "one"]

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.cpu import jit
 from services.engine import batch
 from services.engine.apart import block_copies
 from services.engine.forward import Forward
 from services.engine.plan import Plan, Row
+from services.engine.spread import spread
 from services.engine.weights import _every_head
 from tests.engine import reference
 from tests.engine.conftest import Writer
@@ -70,6 +72,27 @@ def test_cutting_changes_nothing(block_size: int, chunk: int, hub: Writer) -> No
     together = generate(forward, prompts, tables, block_size, 6, chunk)
     alone = [generate(forward, [p], [list(range(12))], block_size, 6)[0] for p in prompts]
     assert together == alone
+
+
+@pytest.mark.skipif(not jit.available(), reason="no AVX2 here")
+def test_a_short_chunk_behind_a_long_one(hub: Writer) -> None:
+    """Its tokens attend as rows of their own: beside a decode row and a whole prompt, drawn from like them."""
+    config = reference.make_config("LlamaForCausalLM", head_dim=32)
+    tensors = reference.make_tensors(config)
+    forward = Forward(hub(config, tensors), "bfloat16", 32, 8)
+    assert forward.pages.native
+    first, second, third = tuple(range(7)), (8, 9), (10, 11, 12)
+    forward.run(Plan((Row(tuple(IDS[:43]), 0, first[:6]),), (draw(0),), ()))
+    forward.run(Plan((Row(tuple(IDS[60:70]), 0, second),), (draw(0),), ()))
+    rows = (Row((IDS[70],), 10, second), Row(tuple(IDS[20:38]), 0, third), Row(tuple(IDS[43:55]), 43, first))
+    plan = Plan(rows, tuple(draw(row) for row in range(3)), ())
+    wanted = torch.stack([reference.logits(config, tensors, ids)[-1] for ids in (IDS[60:71], IDS[20:38], IDS[:55])])
+    for step in (plan, spread(plan, 64)):
+        made = batch.build(step, 8, forward.pages.null, forward.pages.all.dtype)
+        assert made.decodes == (1 if step is plan else 13)
+        with torch.inference_mode():
+            got = forward.model(made, forward.pages)[made.draw_row].double()
+        assert (got - wanted).norm() < 0.02 * wanted.norm()
 
 
 def test_copies_come_first_and_are_independent(hub: Writer) -> None:

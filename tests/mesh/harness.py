@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import ClientSession
 
+from services.up import gpus
 from services.up.broker import Broker
 from services.up.supervise import Child, stage_child
 from shared.bus import Bus
@@ -86,6 +87,7 @@ class RunningMesh:
     def start(self, stage: str, number: int, env: Mapping[str, str] | None = None) -> Child:
         own = {"HEADRACE_STREAMER_PORT": str(self.ports[number])} if stage == "streamer" else {}
         own["HEADRACE_REDIS_URL"] = f"unix://{self.proxy_path}" if self.through_proxy else self.url_as(stage)
+        own |= gpus.settings(number, self.counts["engine"], gpus.count_gpus()) if stage == "engine" else {}
         child = stage_child(stage, number, self.env | own | dict(env or {}))
         if stage == "engine" and self.chain:
             child.command = [sys.executable, "-m", "tests.chain"]

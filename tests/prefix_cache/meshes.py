@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.engine.prefix_client import CacheDown, Client
+from services.engine.prefix_client import CacheDown, Client, Lease, Pages
+from shared.page import BadPage, Label, checksum, claim, head
 from tests.mesh.harness import RunningMesh, free_port
 
 SPACE = b"space-of-a-model"
@@ -16,6 +17,19 @@ PAGE = 100_000
 SIZE_MB = 2  # 20 slots of 102,400 bytes and their header
 SLOTS = (SIZE_MB << 20) // (4096 + 102_400)
 NOTHING = {"tokenizer": 0, "engine": 0, "streamer": 0}
+
+
+def write(client: Client, lease: Lease, at: int, label: Label, payload: bytes, instead: bytes = b"") -> None:
+    """A page, summed as on a CPU; with another payload than its header says."""
+    client.write(lease, at, head(label, len(payload), checksum(payload)), instead or payload)
+
+
+def trouble(pages: Pages, at: int, label: Label) -> str:
+    """Why a page of that kind is not the one with this label; empty when it is."""
+    try:
+        return "" if claim(pages.header(at), label, pages.size) == checksum(pages.payload(at)) else "checksum"
+    except BadPage as bad:
+        return str(bad)
 
 
 class CacheMesh(RunningMesh):

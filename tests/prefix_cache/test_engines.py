@@ -63,6 +63,17 @@ async def test_a_new_engine_finds_what_another_computed() -> None:
         assert await counted(mesh, "prefix_fetched_tokens") == 1000 // 16 * 16
 
 
+async def test_what_many_miss_comes_once() -> None:
+    async with EngineMesh(1) as mesh:
+        tokens = prompt(1000)
+        await check(mesh, tokens)
+        await stored(mesh, 1000 // 16)
+        await mesh.forget()
+        found = await asyncio.gather(*(check(mesh, [*tokens, 7, 8, 9 + user]) for user in range(6)))
+        assert found == [1000 // 16 * 16] * 6
+        assert await counted(mesh, "prefix_fetched_tokens") == 1000 // 16 * 16
+
+
 FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 

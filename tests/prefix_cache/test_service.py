@@ -15,9 +15,9 @@ from services.engine.prefix_client import CacheDown, Client, Lease
 from shared.blocks import chain
 from shared.codec import frame
 from shared.fields import pack_ids
-from shared.page import Label, head, verify
+from shared.page import Label
 from shared.prefix import MAX_WRITE, Find
-from tests.prefix_cache.meshes import PAGE, SLOTS, SPACE, CacheMesh
+from tests.prefix_cache.meshes import PAGE, SLOTS, SPACE, CacheMesh, trouble, write
 
 ROOT = Path(__file__).parents[2]
 _fresh = count(1)
@@ -38,7 +38,7 @@ def publish(client: Client, hashes: list[bytes], ids: list[bytes]) -> Lease:
     lease = client.reserve(hashes)
     for at, slot in enumerate(lease.slots):
         if slot >= 0:
-            client.write(lease, at, head(Label(SPACE, hashes[at], ids[at]), payload(hashes[at])), payload(hashes[at]))
+            write(client, lease, at, Label(SPACE, hashes[at], ids[at]), payload(hashes[at]))
     return lease
 
 
@@ -49,7 +49,7 @@ def put(client: Client, hashes: list[bytes], ids: list[bytes]) -> int:
 def troubles(client: Client, lease: Lease, hashes: list[bytes], ids: list[bytes]) -> list[str]:
     """What is wrong with each page of a lease."""
     pages = client.read(lease, 0, len(lease.slots))
-    return [verify(*page, Label(SPACE, hash, id)) for page, hash, id in zip(pages, hashes, ids, strict=False)]
+    return [trouble(pages, at, Label(SPACE, hashes[at], ids[at])) for at in range(len(lease.slots))]
 
 
 @pytest.fixture(params=("memory", "network"))
@@ -112,7 +112,7 @@ def test_spoiled_pages_are_not_given_again(cache: CacheMesh, where: str) -> None
     with cache.client(where) as client:
         lease = client.reserve(hashes)
         for at, wrong in enumerate((payload(hashes[0]), payload(hashes[0]), payload(hashes[2]))):
-            client.write(lease, at, head(Label(SPACE, hashes[at], ids[at]), payload(hashes[at])), wrong)
+            write(client, lease, at, Label(SPACE, hashes[at], ids[at]), payload(hashes[at]), wrong)
         assert client.commit(lease, 3) == 3
         assert troubles(client, client.find(hashes), hashes, ids) == ["", "checksum", ""]
         client.spoiled(hashes[1:2])

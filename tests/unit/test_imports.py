@@ -35,6 +35,7 @@ PURE = [
     "services.engine.apart",
     "services.engine.sequence",
     "services.engine.plan",
+    "services.engine.spread",
     "services.engine.flight",
     "services.engine.schedule",
     "services.engine.job",

@@ -25,7 +25,6 @@ from shared.shapes import SHAPES
 
 GPU = Limits(max_running=512, token_budget=2048, prefill_budget=8192)
 TRIAL = 2  # blocks beyond those of the largest prefill, while the memory of a step is measured
-LOGITS = 3  # times the logits of a full step: they are copied where they are edited, and for logprobs
 
 
 def build(config: EngineConfig, name: str) -> Gpu:
@@ -55,11 +54,7 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
             return Gpu(model, pages, attention, limits, context, room)
 
         largest = min(context - 1, limits.prefill_budget)
-        gpu = gpu_of(_blocks(config, spec, gpu_of, limits, largest, device))
-        if device.type == "cuda":
-            gpu.warm_up(largest)
-            gpu.capture()
-    return gpu
+        return gpu_of(_blocks(config, spec, gpu_of, largest, device))
 
 
 def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[ModelSpec, Parameters[Tensor]]:
@@ -89,14 +84,12 @@ def makers_of(spec: ModelSpec, dtype: torch.dtype, deterministic: bool = False) 
     )
 
 
-def _blocks(
-    config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], limits: Limits, largest: int, device: torch.device
-) -> int:
+def _blocks(config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], largest: int, device: torch.device) -> int:
     """Blocks of the page pool, block 0 included: what the share leaves when the largest step has what it needs."""
     least = -(-(config.max_context or spec.max_positions) // config.block_size) + 1
     asked = -(-config.kv_tokens // config.block_size) + 1
     per_block = 2 * 2 * spec.layers * spec.kv_heads * spec.head_dim * config.block_size
-    affordable = _left(config, spec, gpu_of, limits, largest, device) // per_block if device.type == "cuda" else asked
+    affordable = _left(config, gpu_of, largest, device) // per_block if device.type == "cuda" else asked
     blocks = min(asked, affordable) if config.kv_tokens else affordable
     if blocks < min(least, asked if config.kv_tokens else least):
         raise ConfigError(
@@ -106,14 +99,14 @@ def _blocks(
     return blocks
 
 
-def _left(
-    config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], limits: Limits, largest: int, device: torch.device
-) -> int:
-    """Bytes for pages: our share of the GPU's memory, less what we have taken and what the largest step takes, by trial."""
+def _left(config: EngineConfig, gpu_of: Callable[[int], Gpu], largest: int, device: torch.device) -> int:
+    """Bytes for pages: our share of the GPU's memory, less what we have taken and what steps take, by trial."""
+    before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    gpu_of(TRIAL + largest // config.block_size).warm_up(largest)
-    step = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    step += LOGITS * 4 * spec.vocab_size * limits.max_running
+    trial = gpu_of(TRIAL + largest // config.block_size)
+    trial.warm_up(largest)
+    step = torch.cuda.max_memory_allocated(device) - before - trial.pages.nbytes
+    del trial
     gc.collect()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)

@@ -9,9 +9,9 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from services.engine.ferry import TorchFerry
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.draws import Answers, Draws
+from services.engine.gpu.ferry import GpuFerry
 from services.engine.gpu.graphs import Graphs
 from services.engine.gpu.inputs import Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
@@ -19,10 +19,13 @@ from services.engine.gpu.stopwatch import Stopwatch
 from services.engine.gpu.transfer import Mark, Stream, send
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
 from services.engine.spec import ModelSpec
+from services.engine.spread import spread
 from shared.messages import Sampling
 
 AHEAD = 1
 HOST_S = 0.025  # what the host takes to start a prefill step kernel by kernel, and some more
+GREEDY, EDITED = Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=1)
+DECODED = (1, 2, 4, 32, 48, 96, 192)  # rows: decode attention splits its work in several ways, and so do products of our own
 RATE = 600e12  # floating-point operations a second, about, of a GPU at matrix products
 
 
@@ -40,7 +43,7 @@ class Gpu:
         self.model, self.pages, self.attention = model, pages, attention
         self.limits, self.blocks = limits, pages.shape[1]
         self.stream = Stream(device)
-        self.ferry = TorchFerry(pages, self.stream, "invariant" if attention.invariant else "")
+        self.ferry = GpuFerry(pages, self.stream, "invariant" if attention.invariant else "")
         self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, attention.invariant)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
@@ -63,6 +66,7 @@ class Gpu:
             return answers
 
     def _start(self, plan: Plan) -> Answers:
+        plan = plan if self.attention.invariant else spread(plan, self.limits.max_running)
         if plan.copies:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
             slots = self.pages.flatten(1, 2)
@@ -81,18 +85,26 @@ class Gpu:
         return self.model.hidden(self.inputs.arrays, step, self.tables, self.draws.newest, self.pages, self.attention)
 
     def warm_up(self, tokens: int) -> None:
-        """Run a prefill of so many tokens, a decode step, and both as one on block 0: no request pays for what comes first."""
-        draw = Draw(0, 0, 0, Sampling(temperature=0.0), (), (), True)
-        blocks = (0,) * -(-(tokens + 1) // self.block_size)
-        prefill, decode = Row((0,) * tokens, 0, blocks), Row((0,), tokens, blocks, 0, 0)
-        for rows in ((prefill,), (decode,), (decode, prefill._replace(tokens=prefill.tokens[:-1], slot=1))):
-            self.run(Plan(rows, (draw,), ()))
+        """Steps of every kind on block 0, the largest with so many tokens: no request waits for a kernel to be compiled."""
+        blocks = (0,) * -(-tokens // self.block_size)
+        decodes = [Row((0,), 0, blocks[:1], slot, 0) for slot in range(self.limits.max_running)]
+        prefills = [Row((0,) * count, 0, blocks, len(decodes) - 1) for count in (tokens, tokens // 4, tokens - 1, 2)]
+        for prefill, company in zip(prefills, (0, 0, 1, 1), strict=True):
+            self.run(Plan((*decodes[:company], prefill), (Draw(company, 0, 0, GREEDY, (), (), True),), ()))
+        for count in [rows for rows in DECODED if rows < len(decodes)] + [len(decodes)]:
+            draws = tuple(Draw(row, 0, 0, EDITED, (), (), True, row) for row in range(count))
+            self.run(Plan(tuple(decodes[:count]), draws, ()))
         while self._flights:
             self.run(Plan((), (), ()))
+        self.ferry.follow()
+        self.ferry.export((0,))
 
-    def capture(self) -> None:
-        """Every graph that is missing yet. Between runs: a graph's steps are padding, and compute nothing that is read."""
+    def prepare(self) -> bool:
+        """Capture the graph that is missed most, from a step of padding alone, which computes nothing that is read."""
+        step = self.graphs.missing()
+        if step is None or self.pages.device.type != "cuda":
+            return False
         with torch.inference_mode(), self.stream():
             self.inputs.clear()
-            for step in self.graphs.missing():
-                self.graphs.run(step)
+            self.graphs.run(step)
+        return True

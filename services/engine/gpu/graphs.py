@@ -2,7 +2,8 @@
 
 Starting a step kernel by kernel takes the host some milliseconds, however short the step is. So decode steps, and prefill steps
 that the device would finish sooner than that, are padded to one of few sizes and started as one graph. Sizes that are not
-captured yet are served kernel by kernel, and captured while the device works on them.
+captured yet are served kernel by kernel, and captured while the device works on them; those that nobody has needed yet are
+captured after the start, whenever there is nothing to run.
 """
 
 from bisect import bisect_left
@@ -39,6 +40,7 @@ class Graphs:
     def __init__(self, compute: Callable[[Step], Tensor], max_rows: int, max_tokens: int, invariant: bool = False) -> None:
         self._compute, self._max_rows, self._invariant = compute, max_rows, invariant
         self._rows, self._tokens = row_sizes(max_rows), token_sizes(max_tokens)
+        self._all = tuple(self._sizes())
         self._graphs: dict[Step, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     def padded(self, plan: Plan) -> Step | None:
@@ -46,10 +48,11 @@ class Graphs:
         tokens, rows = plan.tokens, len(plan.rows)
         if tokens == rows == len({draw.row for draw in plan.draws}):
             return self._decode_step(self._rows[bisect_left(self._rows, rows)])
-        if tokens > self._tokens[-1] or self._invariant:
+        room = max(tokens, rows + 1)  # the tiles that are too many are those of a row of padding
+        if room > self._tokens[-1] or self._invariant:
             return None
-        few = next((most for most in FEW_ROWS if rows < most), self._max_rows + 1)
-        step = _prefill_step(self._tokens[bisect_left(self._tokens, tokens)], few)
+        few = next((most for most in FEW_ROWS if rows < most <= self._max_rows), self._max_rows + 1)
+        step = _prefill_step(self._tokens[bisect_left(self._tokens, room)], few)
         needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
         return step if needed <= step.tiles else None
 
@@ -57,12 +60,18 @@ class Graphs:
         """In invariant steps a decode row is a chunk, of one tile."""
         return Step(rows, rows, 0, rows, rows) if self._invariant else Step(rows, rows, rows, rows, 0)
 
-    def missing(self) -> Iterator[Step]:
-        """The sizes that are not captured yet, the largest first: their memory serves the smaller ones."""
+    def missing(self) -> Step | None:
+        """A size that is not captured yet. Decode steps go first, and the largest: its memory serves the smaller ones."""
+        return next((step for step in self._all if step not in self._graphs), None)
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def _sizes(self) -> Iterator[Step]:
+        yield from (self._decode_step(size) for size in reversed(self._rows))
         most = (self._max_rows + 1, *(few for few in FEW_ROWS if few <= self._max_rows))
-        steps = [_prefill_step(size, rows) for size in reversed(self._tokens) for rows in most if not self._invariant]
-        steps += [self._decode_step(size) for size in reversed(self._rows)]
-        yield from (step for step in steps if step not in self._graphs)
+        if not self._invariant:
+            yield from (_prefill_step(size, rows) for size in reversed(self._tokens) for rows in most)
 
     def run(self, step: Step) -> Tensor:
         """A padded step. The first of its size runs as it is, and is captured while the device works on it."""
@@ -79,7 +88,7 @@ class Graphs:
         # Not torch.cuda.graph(): it waits for the device, collects garbage and empties caches each time.
         pool = next((graph.pool() for graph, _ in self._graphs.values()), None)  # all share one: only one runs at a time
         graph = torch.cuda.CUDAGraph()
-        graph.capture_begin(pool=pool)
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may bring pages, or pin memory
         output = self._compute(step)
         graph.capture_end()
         return graph, output

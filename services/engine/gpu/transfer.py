@@ -39,6 +39,11 @@ class Mark:
         if self._event is not None:
             self._event.synchronize()
 
+    def hold(self) -> None:
+        """What goes to the current stream from now on comes behind it."""
+        if self._event is not None:
+            self._event.wait()
+
 
 class Stream:
     """The stream that all work of one device goes to, as a context."""

@@ -44,7 +44,7 @@ def test_both_ways() -> None:
 
 
 def test_each_measured_count_stands_for_those_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    gated, x = made(torch.device("cpu"), torch.float32)
+    gated, x = made(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     monkeypatch.setattr("services.engine.gpu.gated.swiglu", lambda x, factor, weight: x)
     for rows in (128, 8192):
         gated.choose(rows, [rows])

@@ -1,0 +1,141 @@
+"""Pages out of a GPU and into it, beside its steps: on streams of their own, from memory that the GPU reads by itself.
+
+What comes is staged, put into its blocks and summed there, while the link brings what follows: the link never waits for the
+host, and a step waits for nothing of this.
+"""
+
+import ctypes
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.page_sum import page_sum
+from services.engine.gpu.transfer import Mark, Stream, fetch, send
+from shared.page import Buffer, slot_bytes
+
+PORTION_BYTES = 64 << 20  # 1.2 ms of a link of 55 GB/s: a late host is no gap, and the last portion's sums are soon made
+AHEAD = 4  # portions on their way: bounds what is staged, 256 MiB
+COPY_BYTES = 8 << 20  # at once: what a step sends to the device waits behind it, 0.15 ms
+PORTABLE = 1  # cudaHostRegisterPortable: for all of the process's threads and contexts
+WORD = (1 << 64) - 1
+log = logging.getLogger("headrace")
+
+
+@dataclass(slots=True)
+class Room:
+    """Where a portion waits for its blocks; it is free again behind `taken`."""
+
+    staged: Tensor  # uint8 [portion * slot_bytes]
+    taken: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Cargo:
+    """`memory` is kept until it has been read."""
+
+    found: Tensor  # int64 [pages], on the host behind `landed`
+    landed: Mark
+    memory: memoryview
+
+    def sums(self) -> Sequence[int]:
+        self.landed.wait()
+        return [word & WORD for word in self.found.tolist()]
+
+
+def runs(places: Sequence[int], apart: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Neighbours among places, up to `most`: the number of the first of them, where it lies, and how many there are."""
+    first = 0
+    for at in range(1, len(places) + 1):
+        if at == len(places) or at == first + most or places[at] != places[at - 1] + apart:
+            yield first, places[first], at - first
+            first = at
+
+
+class GpuFerry:
+    """`pages` is [layers, blocks, block_size, 2 * kv_heads, head_dim], contiguous; `stream` is where plans run.
+
+    `way` names a way of computing whose bits a device promises: it shares no pages with others. Its pages and those that
+    `auto` chose other weights for are not the same to the last bit, and as good.
+    """
+
+    def __init__(
+        self, pages: Tensor, stream: Stream, way: str = "", portion_bytes: int = PORTION_BYTES, ahead: int = AHEAD
+    ) -> None:
+        self.page_bytes, self.ahead, self._stream, self._device = pages[:, 0].nbytes, ahead, stream, pages.device
+        if self.page_bytes // len(pages) % 8:
+            raise ValueError(f"a layer's page of {self.page_bytes // len(pages)} bytes is not made of words of 8")
+        self.page_kind = f"{pages.device.type} page_sum {pages.dtype} {tuple(pages[:, 0].shape)} {way}"
+        self.portion = max(1, portion_bytes // self.page_bytes)
+        self._words = pages.flatten(2).view(torch.int64)  # [layers, blocks, words]
+        self._slot = slot_bytes(self.page_bytes)
+        self._copies, self._places, self._exports = (Stream(pages.device) for _ in range(3))
+        self._rooms: list[Room] = []
+        self._begun = 0
+        self._plans = Mark(pages.device)
+
+    def follow(self) -> None:
+        with self._stream():
+            self._plans = Mark(self._device)
+
+    def export(self, blocks: Sequence[int]) -> tuple[Sequence[Buffer], Sequence[int]]:
+        with torch.inference_mode(), self._exports():
+            self._plans.hold()
+            where = send(blocks, self._device)
+            found = fetch(self._words.transpose(0, 1)[where].contiguous())
+            cargo = Cargo(fetch(page_sum(self._words, where)), Mark(self._device), memoryview(b""))
+        sums = cargo.sums()
+        return [memoryview(page).cast("B") for page in found.flatten(1).numpy()], sums
+
+    def bring(self, memory: memoryview, places: Sequence[int], blocks: Sequence[int]) -> Cargo:
+        """Returns at once, if the memory is locked."""
+        room = self._room()
+        with torch.inference_mode(), self._copies():
+            room.taken.hold()
+            self._copy(memory, places, room.staged)
+            arrived = Mark(self._device)
+        with torch.inference_mode(), self._places():
+            where = send(blocks, self._device)
+            self._plans.hold()
+            arrived.hold()
+            staged = room.staged.view(-1, self._slot)[: len(blocks), : self.page_bytes].view(torch.int64)
+            self._words[:, where] = staged.unflatten(1, (len(self._words), -1)).transpose(0, 1)
+            room.taken = Mark(self._device)
+            return Cargo(fetch(page_sum(self._words, where)), Mark(self._device), memory)
+
+    def _room(self) -> Room:
+        """The next one in turn: of `ahead` cargoes, the oldest has landed."""
+        if not self._rooms:
+            size = self.portion * self._slot
+            staged = torch.empty(self.ahead, size, dtype=torch.uint8, device=self._device)
+            self._rooms = [Room(part, Mark(self._device)) for part in staged]
+        self._begun += 1
+        return self._rooms[self._begun % self.ahead]
+
+    def _copy(self, memory: memoryview, places: Sequence[int], staged: Tensor) -> None:
+        """Neighbouring slots in one copy, with the headers that lie between their payloads."""
+        source = torch.frombuffer(memory, dtype=torch.uint8)
+        for at, first, count in runs(places, self._slot, max(1, COPY_BYTES // self._slot)):
+            size = (count - 1) * self._slot + self.page_bytes
+            staged[at * self._slot :][:size].copy_(source[first : first + size], non_blocking=True)
+
+    def pin(self, memory: memoryview) -> bool:
+        if self._device.type != "cuda":
+            return False
+        runtime = torch.cuda.cudart()
+        with torch.cuda.device(self._device):
+            done = runtime.cudaHostRegister(_address(memory), len(memory), PORTABLE)
+        if done != runtime.cudaError.success:
+            log.warning("cannot lock a prefix cache's memory: %s", runtime.cudaGetErrorString(done))
+        return bool(done == runtime.cudaError.success)
+
+    def unpin(self, memory: memoryview) -> None:
+        with self._copies():
+            Mark(self._device).wait()  # what still comes from it
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(_address(memory)))
+
+
+def _address(memory: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
