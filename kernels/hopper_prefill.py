@@ -41,7 +41,7 @@ class Gathered:
     values: TensorDescriptor
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tables", "starts", "ends"])
 def _gather(pages, tables, starts, ends, both, page_stride, token_stride, table_row, WIDTH: tl.constexpr,
             BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, ROUND: tl.constexpr):  # fmt: skip
     """A row's pages, one behind the other: [tokens, 2 * kv_heads * head_dim], zeros from its end to the next row."""
@@ -156,7 +156,7 @@ def _attend(common, part: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr
     gl.store(out + where, acc.to(out.dtype.element_ty), mask=(row < new)[:, None])
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize_on_alignment=["tiles"])
 def _prefill(query, keys, values, starts, firsts, ends, tiles, out, scale, out_row, out_head,
              HEADS: gl.constexpr, KV_HEADS: gl.constexpr, DIM: gl.constexpr, QUERIES: gl.constexpr, KEYS: gl.constexpr,
              STAGES: gl.constexpr):  # fmt: skip

@@ -27,7 +27,7 @@ def reference(logits: Tensor, slots: Tensor, seen: Tensor, repetition: Tensor, f
     return wide - counts * frequency.double().unsqueeze(1) - (counts > 0) * presence.double().unsqueeze(1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots", "repetition", "frequency", "presence"])
 def _penalize(logits, slots, seen, repetition, frequency, presence, vocab, logits_row, BLOCK: tl.constexpr):
     draw = tl.program_id(0)
     factor = tl.load(repetition + draw)

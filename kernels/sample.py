@@ -127,7 +127,7 @@ def _peak(row, vocab, BLOCK: tl.constexpr):
     return tl.max(peak, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "temperature", "top_k", "top_p", "min_p"])
 def _thresholds(
     logits, rows, temperature, top_k, top_p, min_p, thresholds, candidates, vocab, logits_row, ROOM: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -161,7 +161,7 @@ def _thresholds(
     tl.store(thresholds + draw, least)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "temperature", "seeds"])
 def _pick(
     logits, rows, temperature, seeds, thresholds, best, best_id, vocab, logits_row, chunk,
     FILTERED: tl.constexpr, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -192,7 +192,7 @@ def _pick(
     tl.store(best_id + draw * SPLITS + split, top_id)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _settle(best, best_id, slots, newest, out, vocab, SPLITS: tl.constexpr):
     draw = tl.program_id(0)
     at = draw * SPLITS + tl.arange(0, SPLITS)
