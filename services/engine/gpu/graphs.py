@@ -24,8 +24,9 @@ def row_sizes(most: int) -> list[int]:
 
 
 def token_sizes(most: int) -> list[int]:
-    """Padded numbers of tokens of a step with prefill, about 6 % apart."""
-    return [size for size in (*range(64, 1025, 64), *range(1280, 2049, 256), *range(2560, most, 512)) if size < most] + [most]
+    """Padded numbers of tokens of a step with prefill, about 6 % apart; the least is what a found prefix leaves."""
+    sizes = (16, *range(64, 1025, 64), *range(1280, 2049, 256), *range(2560, most, 512))
+    return [size for size in sizes if size < most] + [most]
 
 
 def _prefill_step(tokens: int, rows: int) -> Step:
