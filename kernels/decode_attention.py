@@ -1,16 +1,20 @@
-"""Decode attention over paged keys and values: one new token a row, split along the context (flash-decoding).
+"""Decode attention over paged keys and values: one or few new tokens a row, split along the context (flash-decoding).
 
-    query   [rows, heads, head_dim]                            any strides but the last
+    query   [tokens, heads, head_dim]                          any strides but the last; a token a row, but see below
     pages   [blocks, block_size, 2 * kv_heads, head_dim]       one layer: key heads first, then value heads
     tables  int32 [rows, blocks of the longest row]            a row's blocks in order; what lies past its end is never read
-    lengths int32 [rows]                                       tokens to attend to, the new one included; 0: an empty row
-    out     [rows, heads, head_dim]                            softmax(scale * q[r, h] · K[h // group]) · V[h // group]
+    lengths int32 [rows]                                       tokens to attend to, the new ones included; 0: an empty row
+    firsts  int32 [rows + 1], or none                          where a row's tokens begin; without, row r is token r
+    out     [tokens, heads, head_dim]                          softmax(scale * q[t, h] · K[h // group]) · V[h // group]
 
 `schedule` cuts the rows of a step into pieces, once for all layers. Every launch depends on static things only (rows, splits,
 processors), so a CUDA graph may replay it at any lengths: a persistent grid, whose programs take every so many-th of (piece,
 key head). Heads that share a key head are the M of one product, so keys and values are read once. A row of one piece is written
 directly; otherwise the program that arrives last adds up the parts, in the order of the pieces. How a row is cut depends on its
 own length alone, so with the same `Splits` a row's result is the same, bit for bit, whatever stands in the other rows.
+
+That product has 16 lines at least, of which a group of 4 heads fills 4. So with `firsts` a row may have up to `packed(group)`
+tokens, each of which sees the keys up to its own: they share the reading, too. A row of more gets nonsense for the first ones.
 
 After Dao et al., "Flash-Decoding for long-context inference" (2023); the last arrival adds up, as in "Stream-K" (2023).
 """
@@ -28,6 +32,8 @@ LOG2E = tl.constexpr(math.log2(math.e))
 TILE, STAGES, RESIDENTS = 16, 3, 8
 COMBINED = 2048  # elements of parts in registers at once when they are added up
 FEW = 1024  # rows up to which one schedule serves
+LINES = 16  # of a product, at least
+PACKED = 4  # tokens of a row, at most
 PIECES = 16  # pieces a row that scratch memory has room for
 
 
@@ -49,6 +55,7 @@ class Pieces:
 
     table: Tensor
     splits: Splits
+    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,14 @@ def splits_for(rows: int) -> Splits:
     return Splits(512, PIECES) if rows <= 3 * PIECES else Splits(1024, PIECES // 2)
 
 
+def packed(group: int) -> int:
+    """Tokens of a row that fill a product, at most."""
+    return max(1, min(LINES // group, PACKED))
+
+
 def scratch(rows: int, heads: int, kv_heads: int, head_dim: int, device: torch.device) -> Scratch:
     """For up to so many rows."""
-    pieces = max(rows, 4 * PIECES) * PIECES
+    pieces = max(rows, 4 * PIECES * PACKED) * PIECES
     return Scratch(
         torch.empty(pieces, heads, head_dim, dtype=torch.float32, device=device),
         torch.empty(pieces, heads, dtype=torch.float32, device=device),
@@ -123,10 +135,13 @@ def _record(table, number, pieces):
 
 @triton.jit
 def _attend(
-    q, pages, table, first, last, scale, page_stride, token_stride, head_stride,
+    q, seen, pages, table, first, last, scale, page_stride, token_stride, head_stride, PACK: tl.constexpr,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Tokens first..last of one key head (`pages` points at it) -> the mean of the values, log2 of the sum of exponentials."""
+    """Tokens first..last of one key head (`pages` points at it) -> the mean of the values, log2 of the sum of exponentials.
+
+    Of a row of several tokens, a line of `q` sees only the first `seen`: perhaps none of these.
+    """
     HEADS: tl.constexpr = q.shape[0]
     DIM: tl.constexpr = q.shape[1]
     # A tile begins at a multiple of itself: where it lies within a page, one address is looked up for all of it.
@@ -149,53 +164,62 @@ def _attend(
         live = start + token < last
         key = tl.load(pages + where, mask=live[:, None] & inside, other=0.0)
         value = tl.load(values + where, mask=live[:, None] & inside, other=0.0)
-        score = tl.where(live[None, :], tl.dot(q, tl.trans(key)) * scale, float("-inf"))
+        shown = live[None, :] if PACK == 1 else live[None, :] & (start + token[None, :] < seen[:, None])
+        score = tl.where(shown, tl.dot(q, tl.trans(key)) * scale, float("-inf"))
         higher = tl.maximum(peak, tl.max(score, 1))
-        weight = tl.exp2(score - higher[:, None])
-        fade = tl.exp2(peak - higher)
+        base = higher if PACK == 1 else tl.where(higher > float("-inf"), higher, 0.0)
+        weight = tl.exp2(score - base[:, None])
+        fade = tl.exp2(peak - base)
         total = total * fade + tl.sum(weight, 1)
         acc = tl.dot(weight.to(value.dtype), value, acc * fade[:, None])
         peak = higher
-    total = tl.where(last > first, total, 1.0)
+    total = tl.where((last > first) if PACK == 1 else (total > 0), total, 1.0)
     return acc / total[:, None], peak + tl.log2(total)
 
 
 @triton.jit
-def _combine(partial, weights, out, out_head, count, ALL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+def _lines(head, begin, tokens, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: tl.constexpr, ALL: tl.constexpr):
+    """Of a row's product with one key head: each line's token, query head, place in its row's scratch; and which there are."""
+    g = tl.arange(0, HEADS)
+    nth = g * 0 if PACK == 1 else g // GROUP
+    heads = head * GROUP + (g if PACK == 1 else g % GROUP)
+    return begin + nth, heads, nth * ALL + heads, (g < GROUP * PACK) & (nth < tokens)
+
+
+@triton.jit
+def _combine(partial, weights, out, where_out, slots, real, count, ROOM: tl.constexpr, HEAD_DIM: tl.constexpr,
              DIM: tl.constexpr, MOST: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Add up `count` parts of one (row, key head). Read past the first-level cache: other processors wrote them."""
-    HEADS: tl.constexpr = triton.next_power_of_2(GROUP)
-    g = tl.arange(0, HEADS)
     d = tl.arange(0, DIM)
     at = tl.arange(0, MOST)
-    mine = (at < count)[:, None] & (g < GROUP)[None, :]
-    none = tl.where(g < GROUP, float("-inf"), 0.0)[None, :]  # heads that only fill up the power of two stay finite
-    every = tl.load(weights + at[:, None] * ALL + g[None, :], mask=mine, other=none, cache_modifier=".cg")
+    mine = (at < count)[:, None] & real[None, :]
+    none = tl.where(real, float("-inf"), 0.0)[None, :]  # lines that only fill up the power of two stay finite
+    every = tl.load(weights + at[:, None] * ROOM + slots[None, :], mask=mine, other=none, cache_modifier=".cg")
     peak = tl.max(every, 0)
     total = tl.sum(tl.exp2(every - peak[None, :]), 0)
-    acc = tl.zeros([HEADS, DIM], tl.float32)
-    whole = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    acc = tl.zeros([slots.shape[0], DIM], tl.float32)
+    whole = real[:, None] & (d < HEAD_DIM)[None, :]
     for start in range(0, count, CHUNK):
         part = start + tl.arange(0, CHUNK)
-        some = (part < count)[:, None] & (g < GROUP)[None, :]
-        share = tl.load(weights + part[:, None] * ALL + g[None, :], mask=some, other=none, cache_modifier=".cg")
-        where = part[:, None, None] * (ALL * HEAD_DIM) + (g[:, None] * HEAD_DIM + d[None, :])[None, :, :]
+        some = (part < count)[:, None] & real[None, :]
+        share = tl.load(weights + part[:, None] * ROOM + slots[None, :], mask=some, other=none, cache_modifier=".cg")
+        where = part[:, None, None] * (ROOM * HEAD_DIM) + (slots[:, None] * HEAD_DIM + d[None, :])[None, :, :]
         piece = tl.load(partial + where, mask=some[:, :, None] & whole[None, :, :], other=0.0, cache_modifier=".cg")
         acc += tl.sum(piece * (tl.exp2(share - peak[None, :]) / total[None, :])[:, :, None], 0)
-    tl.store(out + g[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
+    tl.store(out + where_out[:, None] + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
 
 
-@triton.jit(do_not_specialize=["tables", "table_row", "pieces"])
+@triton.jit(do_not_specialize=["tables", "table_row", "pieces", "firsts", "lengths"])
 def _decode(
-    query, pages, tables, out, table, partial, weights, arrivals, scale, pieces,
+    query, pages, tables, out, table, partial, weights, arrivals, firsts, lengths, scale, pieces,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, CHUNK: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, SUMMED: tl.constexpr, PACK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr,
+    STAGES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     ALL: tl.constexpr = KV_HEADS * GROUP
-    g = tl.arange(0, HEADS)
+    ROOM: tl.constexpr = ALL * PACK
     d = tl.arange(0, DIM)
-    whole = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
     programs = tl.num_programs(0)
     place_next, first_next, last_next, count_next = _record(table, tl.program_id(0) // KV_HEADS, pieces)
     for item in range(tl.program_id(0), tl.load(table) * KV_HEADS, programs):
@@ -203,27 +227,38 @@ def _decode(
         place_next, first_next, last_next, count_next = _record(table, (item + programs) // KV_HEADS, pieces)
         row = place // MOST
         head = item % KV_HEADS
-        heads = head * GROUP + g
-        q = tl.load(query + row * query_row + heads[:, None] * query_head + d[None, :], mask=whole, other=0.0)
+        begin = row
+        tokens = 1
+        end = last
+        if firsts is not None:
+            begin = tl.load(firsts + row)
+            tokens = tl.load(firsts + row + 1) - begin
+            end = tl.load(lengths + row)
+        token, heads, slots, real = _lines(head, begin, tokens, HEADS, GROUP, PACK, ALL)
+        whole = real[:, None] & (d < HEAD_DIM)[None, :]
+        at = token * query_row + heads * query_head
+        q = tl.load(query + at[:, None] + d[None, :], mask=whole, other=0.0)
         acc, weight = _attend(
-            q, pages + head * head_stride, tables + row * table_row, first, last, scale * LOG2E,
-            page_stride, token_stride, head_stride, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, STAGES,
+            q, end - tokens + 1 + token - begin, pages + head * head_stride, tables + row * table_row, first, last,
+            scale * LOG2E, page_stride, token_stride, head_stride, PACK, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, STAGES,
         )  # fmt: skip
-        target = out + row * out_row + head * GROUP * out_head
         if count == 1:
-            tl.store(target + g[:, None] * out_head + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
+            target = token * out_row + heads * out_head
+            tl.store(out + target[:, None] + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
         else:
-            mine = place.to(tl.int64) * ALL + heads
+            mine = place.to(tl.int64) * ROOM + slots
             tl.store(partial + mine[:, None] * HEAD_DIM + d[None, :], acc, mask=whole)
-            tl.store(weights + mine, weight, mask=g < GROUP)
+            tl.store(weights + mine, weight, mask=real)
             tl.debug_barrier()  # every thread's part before the one thread's arrival
             arrival = arrivals + row * KV_HEADS + head
             if tl.atomic_add(arrival, 1, sem="release") == count - 1:
                 tl.atomic_xchg(arrival, 0, sem="acquire")
-                part = row.to(tl.int64) * (MOST * ALL) + head * GROUP
+                part = row.to(tl.int64) * (MOST * ROOM)
+                each, its_heads, its_slots, its_real = _lines(head, begin, tokens, SUMMED, GROUP, PACK, ALL)
                 _combine(
-                    partial + part * HEAD_DIM, weights + part, target, out_head, count, ALL, GROUP, HEAD_DIM, DIM, MOST, CHUNK
-                )
+                    partial + part * HEAD_DIM, weights + part, out, each * out_row + its_heads * out_head, its_slots, its_real,
+                    count, ROOM, HEAD_DIM, DIM, MOST, CHUNK,
+                )  # fmt: skip
 
 
 def schedule(lengths: Tensor, splits: Splits) -> Pieces:
@@ -232,28 +267,33 @@ def schedule(lengths: Tensor, splits: Splits) -> Pieces:
     table = torch.empty(1 + rows * splits.most, 4, dtype=torch.int32, device=lengths.device)
     wide = 32 if rows <= 32 else max(FEW, triton.next_power_of_2(rows))  # not one for each: every one is compiled
     _schedule[(rows,)](lengths, table, rows, splits.tokens, wide, splits.most, TILE, num_warps=1)
-    return Pieces(table, splits)
+    return Pieces(table, splits, lengths)
 
 
 def decode_attention(
-    query: Tensor, pages: Tensor, tables: Tensor, pieces: Pieces, out: Tensor, scratch: Scratch, scale: float, processors: int
-) -> Tensor:
+    query: Tensor, pages: Tensor, tables: Tensor, pieces: Pieces, out: Tensor, scratch: Scratch, scale: float, processors: int,
+    firsts: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """`processors`: multiprocessors to fill. The head dimension must be contiguous in query, pages and out."""
-    rows, heads, head_dim = query.shape
+    rows, (_, heads, head_dim) = len(tables), query.shape
     block_size, kv_heads, most = pages.shape[1], pages.shape[2] // 2, pieces.splits.most
     group = heads // kv_heads
-    count = len(pieces.table) - 1
+    count, pack = len(pieces.table) - 1, 1 if firsts is None else packed(group)
     if heads % kv_heads or scratch.partial.shape[1:] != (heads, head_dim) or scratch.arrivals.shape[1] != kv_heads:
         raise ValueError(f"scratch {tuple(scratch.partial.shape)} does not fit {heads}/{kv_heads} heads of {head_dim}")
-    if count != rows * most or count > len(scratch.partial) or rows > len(scratch.arrivals):
+    if count != rows * most or count * pack > len(scratch.partial) or rows > len(scratch.arrivals):
         raise ValueError(f"{count} pieces of {rows} rows do not fit scratch for {len(scratch.partial)}")
+    if (rows if firsts is None else rows + 1) != len(query if firsts is None else firsts):
+        raise ValueError(
+            f"{rows} rows, and {len(query)} tokens" if firsts is None else f"{rows} rows begin {len(firsts)} times"
+        )
     if any(tensor.stride(-1) != 1 for tensor in (query, pages, tables, out)):
         raise ValueError("the last dimension of query, pages, tables and out must be contiguous")
-    dim, wide = triton.next_power_of_2(head_dim), triton.next_power_of_2(group)
+    dim, wide = triton.next_power_of_2(head_dim), triton.next_power_of_2(group * pack)
     _decode[(min(processors * RESIDENTS, count * kv_heads),)](
-        query, pages, tables, out, pieces.table, scratch.partial, scratch.weights, scratch.arrivals, scale, count,
-        query.stride(0), query.stride(1), pages.stride(0), pages.stride(1), pages.stride(2), tables.stride(0),
-        out.stride(0), out.stride(1), kv_heads, group, max(16, wide), head_dim, dim, block_size, most, TILE, STAGES,
-        max(1, COMBINED // (wide * dim)), num_warps=1,
+        query, pages, tables, out, pieces.table, scratch.partial, scratch.weights, scratch.arrivals, firsts, pieces.lengths,
+        scale, count, query.stride(0), query.stride(1), pages.stride(0), pages.stride(1), pages.stride(2), tables.stride(0),
+        out.stride(0), out.stride(1), kv_heads, group, max(LINES, wide), wide, pack, head_dim, dim, block_size, most, TILE,
+        STAGES, max(1, COMBINED // (wide * dim)), num_warps=1,
     )  # fmt: skip
     return out

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from itertools import count
+from typing import NamedTuple
 
 from tests.mesh.client import Client
 from tests.mesh.harness import free_port
@@ -29,31 +30,41 @@ def prompt(tokens: int) -> list[int]:
     return [1000 + next(_fresh), *(2000 + 37 * at % 7919 for at in range(tokens - 1))]
 
 
-async def ttft_ms(client: Client, tokens: list[int], wanted: int = 2) -> tuple[float, int]:
-    """Time to the first token, and how many tokens of the prompt were found."""
+class Seen(NamedTuple):
+    """Milliseconds to the first token, at the client; of these in the tokenizer, until the engine began, and of its steps."""
+
+    ttft: float
+    tokenize: float
+    queue: float  # the fetch is in it
+    prefill: float
+
+
+async def ask(client: Client, tokens: list[int], wanted: int = 2) -> tuple[Seen, int]:
+    """And how many tokens of the prompt were found."""
     started = time.perf_counter()
     await client.send("generate", "a", prompt=tokens, max_tokens=wanted, temperature=0, ignore_eos=True)
     first = 0.0
     while (frame := await client.frame())["type"] != "done":
         if frame["type"] == "token" and not first:
             first = 1000 * (time.perf_counter() - started)
-    return first, frame["usage"]["prompt_tokens_details"]["cached_tokens"]
+    stages = (frame["timings"][f"{name}_ms"] for name in Seen._fields[1:])
+    return Seen(first, *stages), frame["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
-async def rounds(mesh: EngineMesh, tokens: int, repeat: int, store_s: float) -> dict[str, list[float]]:
-    took: dict[str, list[float]] = {case: [] for case in CASES}
+async def rounds(mesh: EngineMesh, tokens: int, repeat: int, store_s: float) -> dict[str, list[Seen]]:
+    took: dict[str, list[Seen]] = {case: [] for case in CASES}
     async with Client(mesh.url) as client:
         for number in range(repeat + 1):
             asked = prompt(tokens)
             for case, between in (("cold", False), ("engine", False), ("cache", True)):
                 if between:
-                    await ttft_ms(client, prompt(tokens))
+                    await ask(client, prompt(tokens))
                 await asyncio.sleep(store_s)  # what was computed is stored in the background
-                await ttft_ms(client, prompt(SHORT), WAKE)
-                ms, found = await ttft_ms(client, asked)
+                await ask(client, prompt(SHORT), WAKE)
+                seen, found = await ask(client, asked)
                 # The first fetch from a cache ends when the prefill would have: its speed is not known yet.
                 assert found == 0 if case == "cold" else found > 0.9 * tokens or not number, (case, found)
-                took[case].append(ms)
+                took[case].append(seen)
     return {case: times[1:] for case, times in took.items()}  # the first round warms everything up
 
 
@@ -67,10 +78,15 @@ async def measure(given: argparse.Namespace, tokens: int) -> dict[str, object]:
         took = await rounds(mesh, tokens, given.repeat, 1 + tokens / (20_000 if given.shape else 4_000))
         await asyncio.sleep(1.2)  # a heartbeat
         beats = await mesh.bus.members()
-    medians = {case: round(statistics.median(times), 1) for case, times in took.items()}
+    medians = {case: round(statistics.median(seen.ttft for seen in times), 1) for case, times in took.items()}
+    stages = {
+        case: {name: round(statistics.median(getattr(seen, name) for seen in times), 1) for name in Seen._fields[1:]}
+        for case, times in took.items()
+    }
     row: dict[str, object] = {
         "tokens": tokens,
         "ttft_ms": medians,
+        "of which": stages,
         "cache / cold": round(medians["cache"] / medians["cold"], 3),
     }
     if given.link:
@@ -79,7 +95,7 @@ async def measure(given: argparse.Namespace, tokens: int) -> dict[str, object]:
         row["floor ms"] = round(1000 * (tokens // 16) * page / (1e9 * given.link), 2)
     fetches = [beat.histograms["prefix_fetch"] for beat in beats if "prefix_fetch" in beat.histograms]
     row["fetch ms"] = round(1000 * sum(each.total for each in fetches) / sum(sum(each.counts) for each in fetches), 1)
-    return row | {"all": {case: [round(t, 1) for t in times] for case, times in took.items()}}
+    return row | {"all": {case: [round(seen.ttft, 1) for seen in times] for case, times in took.items()}}
 
 
 async def main() -> None:

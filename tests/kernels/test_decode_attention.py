@@ -1,12 +1,15 @@
 """Decode attention against float64: every page size and head shape, lengths that hurt, and what a row may not depend on."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.decode_attention import Splits, decode_attention, reference, schedule, scratch, splits_for
+from kernels.decode_attention import PACKED, Splits, decode_attention, packed, reference, schedule, scratch, splits_for
+from kernels.prefill_attention import reference as several
 from tests.kernels.paged import error, filled, random
 
 SPLITS = Splits(64, 4)
@@ -47,6 +50,31 @@ def test_lengths(lengths: list[int], device: torch.device) -> None:
     check(lengths, 4, 2, 64, 16, torch.float32 if device.type == "cpu" else torch.bfloat16, device)
 
 
+@pytest.mark.parametrize("heads", [(32, 8), (9, 3), (4, 4), (6, 1), (17, 1)], ids=str)
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_rows_of_several_tokens(heads: tuple[int, int], device: torch.device, data: st.DataObject) -> None:
+    """Each sees what is before it, and itself; in one piece or many, of which it may see nothing. Empty rows write nothing."""
+    (heads_, kv_heads), head_dim, block_size = heads, 64, 8
+    pack = packed(heads_ // kv_heads)
+    counts = data.draw(st.lists(st.integers(0, pack), min_size=1, max_size=4))
+    ends = [count and count + data.draw(st.integers(0, 300) | st.sampled_from([64 - count, 63, 65, 62, 0])) for count in counts]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    pages, tables = filled(ends, block_size, kv_heads, head_dim, dtype, device)
+    query = random(sum(counts) + 2, heads_, head_dim, dtype=dtype, device=device)  # of which two are nobody's
+    firsts = torch.tensor([0, *accumulate(counts)], dtype=torch.int32, device=device)
+    lengths = torch.tensor(ends, dtype=torch.int32, device=device)
+    spare = scratch(max(len(ends), 16), heads_, kv_heads, head_dim, device)
+    spare.partial.fill_(float("nan"))
+    spare.weights.fill_(float("nan"))
+    out = torch.full(query.shape, 7.0, dtype=dtype, device=device)
+    decode_attention(query, pages, tables, schedule(lengths, SPLITS), out, spare, head_dim**-0.5, 2, firsts)
+    used = sum(counts)
+    wanted = several(query[:used].double(), pages.double(), tables, firsts, lengths, head_dim**-0.5)
+    assert error(out[:used], wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert (out[used:] == 7).all() and not spare.arrivals.any()
+
+
 def test_strides(device: torch.device) -> None:
     """Queries out of a fused projection, pages of one layer among several, tables wider than this batch needs."""
     lengths = [130, 5]
@@ -83,10 +111,11 @@ def test_pieces_cover_every_row(device: torch.device) -> None:
     assert spans[9:] == [(0, 64), (64, 128), (128, 192), (192, 256)]
 
 
-@pytest.mark.parametrize("rows", [1, 16, 17, 48, 49, 512])
+@pytest.mark.parametrize("rows", [1, 16, 17, 48, 49, 64, 512])
 def test_scratch_holds_every_policy(rows: int) -> None:
     for room in (rows, 512):
-        assert rows * splits_for(rows).most <= len(scratch(room, 1, 1, 1, torch.device("cpu")).partial)
+        tokens = PACKED if rows <= 64 else 1
+        assert rows * splits_for(rows).most * tokens <= len(scratch(room, 1, 1, 1, torch.device("cpu")).partial)
 
 
 def test_what_does_not_fit_is_refused(device: torch.device) -> None:
@@ -97,7 +126,19 @@ def test_what_does_not_fit_is_refused(device: torch.device) -> None:
     with pytest.raises(ValueError, match="does not fit 4/2 heads"):
         decode_attention(query, pages, tables, schedule(lengths, SPLITS), torch.empty_like(query), spare, 1.0, 5)
     with pytest.raises(ValueError, match="do not fit"):
-        pieces = schedule(lengths, Splits(64, 2048))
+        pieces = schedule(lengths, Splits(64, 8192))
         decode_attention(query, pages, tables, pieces, torch.empty_like(query), scratch(1, 4, 2, 64, device), 1.0, 5)
+    with pytest.raises(ValueError, match="rows begin"):
+        decode_attention(
+            query,
+            pages,
+            tables,
+            schedule(lengths, SPLITS),
+            torch.empty_like(query),
+            scratch(1, 4, 2, 64, device),
+            1.0,
+            5,
+            lengths,
+        )
     with pytest.raises(ValueError, match="power of two"):
         Splits(64, 3)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.engine.plan import Draw, Plan, Row
-from services.engine.spread import SHORT, TOGETHER, spread
+from services.engine.spread import SHORT, TOGETHER, leading, spread
 from shared.messages import Sampling
 
 BLOCK = 8
@@ -40,14 +40,14 @@ def placed(plan: Plan) -> dict[tuple[int, int], tuple[int, int, int]]:
     return found
 
 
-@given(plans(), st.integers(1, 60))
-def test_the_same_work(plan: Plan, most: int) -> None:
+@given(plans(), st.integers(1, 60), st.integers(1, 4))
+def test_the_same_work(plan: Plan, most: int, pack: int) -> None:
     most = max(most, len(plan.rows))
-    done = spread(plan, most)
+    done = spread(plan, most, pack)
     assert placed(done) == placed(plan)
     assert len(done.rows) <= most and done.copies == plan.copies
-    lengths = [len(row.tokens) for row in done.rows]
-    assert lengths == sorted(lengths, key=lambda length: length > 1), "decode rows come first"
+    singles = [len(row.tokens) > 1 for row in done.rows if row.slot in {row.slot for row in plan.rows if len(row.tokens) == 1}]
+    assert singles == sorted(singles) and leading(done.rows, 1) >= len(singles), "decode rows come first"
     for old, new in zip(plan.draws, done.draws, strict=True):
         assert old._replace(row=new.row) == new
         assert plan.rows[old.row].tokens[-1] == done.rows[new.row].tokens[-1]
@@ -57,12 +57,14 @@ def test_the_same_work(plan: Plan, most: int) -> None:
         assert first.told == old.told and all(row.told == len(row.blocks) for row in others)
 
 
-@given(plans())
-def test_what_is_spread(plan: Plan) -> None:
-    short = [row for row in plan.rows if 1 < len(row.tokens) <= SHORT <= row.start]
-    few = sum(len(row.tokens) for row in short) <= TOGETHER
-    done = spread(plan, 1000)
-    if short and few:
-        assert not [row for row in done.rows if 1 < len(row.tokens) <= SHORT <= row.start]
-    else:
+@given(plans(), st.integers(1, 4))
+def test_what_is_spread(plan: Plan, pack: int) -> None:
+    short = [row for row in plan.rows if 1 < len(row.tokens) <= min(pack * SHORT, row.start)]
+    few = sum(-(-len(row.tokens) // pack) for row in short) <= TOGETHER
+    done = spread(plan, 1000, pack)
+    if not (short and few):
         assert done is plan
+        return
+    first = sum(len(row.tokens) == 1 for row in plan.rows) + sum(-(-len(row.tokens) // pack) for row in short)
+    assert leading(done.rows, pack) >= first
+    assert {row.slot for row in done.rows[first:]}.isdisjoint(row.slot for row in short)

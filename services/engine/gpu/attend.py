@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels import decode_attention as decode
 from kernels import prefill_attention as prefill
 from kernels.embed import gather_tables
-from services.engine.gpu.inputs import Arrays, Step, Tables
+from services.engine.gpu.inputs import FEW_ROWS, Arrays, Step, Tables
 from services.engine.spec import ModelSpec
 
 
@@ -21,6 +21,7 @@ class Attention:
         self.scale, self.invariant = spec.head_dim**-0.5, invariant
         self.processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
         rows = max_rows + 1  # one more, of padding
+        self.pack = decode.packed(spec.heads // spec.kv_heads)
         self._spare = decode.scratch(rows, spec.heads, spec.kv_heads, spec.head_dim, device)
         self._room = prefill.scratch(room, spec.kv_heads, spec.head_dim, dtype, device)
         self._row_tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
@@ -34,7 +35,8 @@ class Attention:
             slots, ends = arrays.drawn_slots[: step.drawn], arrays.drawn_ends[: step.drawn]
             gather_tables(slots, ends, tables.all, self._drawn_tables, block_size)
         if n := step.decodes:
-            self._pieces = decode.schedule(arrays.decode_ends[:n], decode.splits_for(n))
+            alike = FEW_ROWS[-1] if step.packed and n > FEW_ROWS[0] else n  # fewer ways to split, of kernels to compile
+            self._pieces = decode.schedule(arrays.decode_ends[:n], decode.splits_for(alike))
         if not self.invariant:
             ends = arrays.ends[: step.rows] if step.all_drawn else arrays.drawn_ends[: step.drawn]
             self._drawn_pieces = decode.schedule(ends, decode.splits_for(len(ends)))
@@ -43,8 +45,12 @@ class Attention:
         """[tokens, heads, head_dim] -> the same, contiguous; the pages hold the step's own keys and values already."""
         arrays, step = self._arrays, self._step
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if n := step.decodes:  # what is no decode row gets zeros here, and its answer below
-            self._decode(query[:n], page, self._row_tables[:n], self._pieces, out[:n])
+        if n := step.decodes:  # what is no decode row gets nonsense here, and its answer below
+            rows = self._row_tables[:n]
+            if step.packed:
+                self._decode(query, page, rows, self._pieces, out, arrays.firsts[: n + 1])
+            else:
+                self._decode(query[:n], page, rows, self._pieces, out[:n])
         tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.chunk_ends[: step.rows]
         tiles, starts = arrays.tiles[: 2 * step.tiles].view(-1, 2), arrays.starts[: step.rows]
         if step.groups is None:
@@ -68,5 +74,7 @@ class Attention:
             query, page, tables, self._drawn_pieces, torch.empty(query.shape, dtype=query.dtype, device=query.device)
         )
 
-    def _decode(self, query: Tensor, page: Tensor, tables: Tensor, pieces: decode.Pieces, out: Tensor) -> Tensor:
-        return decode.decode_attention(query, page, tables, pieces, out, self._spare, self.scale, self.processors)
+    def _decode(
+        self, query: Tensor, page: Tensor, tables: Tensor, pieces: decode.Pieces, out: Tensor, firsts: Tensor | None = None
+    ) -> Tensor:
+        return decode.decode_attention(query, page, tables, pieces, out, self._spare, self.scale, self.processors, firsts)

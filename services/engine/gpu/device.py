@@ -13,7 +13,7 @@ from services.engine.gpu.attend import Attention
 from services.engine.gpu.draws import Answers, Draws
 from services.engine.gpu.ferry import GpuFerry
 from services.engine.gpu.graphs import Graphs
-from services.engine.gpu.inputs import Inputs, Step, Tables
+from services.engine.gpu.inputs import FEW_ROWS, Inputs, Step, Tables
 from services.engine.gpu.llama import Llama
 from services.engine.gpu.stopwatch import Stopwatch
 from services.engine.gpu.transfer import Mark, Stream, send
@@ -44,11 +44,12 @@ class Gpu:
         self.limits, self.blocks = limits, pages.shape[1]
         self.stream = Stream(device)
         self.ferry = GpuFerry(pages, self.stream, "invariant" if attention.invariant else "")
-        self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, attention.invariant)
+        pack, invariant = attention.pack, attention.invariant
+        self.inputs = Inputs(limits.max_running, limits.prefill_budget, room, AHEAD, device, pack, invariant)
         self.tables = Tables(limits.max_running, -(-context // self.block_size), device)
         self.draws = Draws(limits.max_running, model.spec.vocab_size, device)
         most = min(graphed_tokens(model.spec), limits.prefill_budget)
-        self.graphs = Graphs(self._hidden, limits.max_running, most, attention.invariant)
+        self.graphs = Graphs(self._hidden, limits.max_running, most, pack, invariant)
         self.stopwatch = Stopwatch(device)
         self._flights: deque[Answers] = deque()
 
@@ -66,7 +67,8 @@ class Gpu:
             return answers
 
     def _start(self, plan: Plan) -> Answers:
-        plan = plan if self.attention.invariant else spread(plan, self.limits.max_running)
+        if not self.attention.invariant:
+            plan = spread(plan, min(self.limits.max_running, FEW_ROWS[-1] - 1), self.attention.pack)
         if plan.copies:
             source, target = send(torch.tensor(plan.copies), self.pages.device).unbind(1)
             slots = self.pages.flatten(1, 2)
@@ -88,8 +90,8 @@ class Gpu:
         """Steps of every kind on block 0, the largest with so many tokens: no request waits for a kernel to be compiled."""
         blocks = (0,) * -(-tokens // self.block_size)
         decodes = [Row((0,), 0, blocks[:1], slot, 0) for slot in range(self.limits.max_running)]
-        prefills = [Row((0,) * count, 0, blocks, len(decodes) - 1) for count in (tokens, tokens // 4, tokens - 1, 2)]
-        for prefill, company in zip(prefills, (0, 0, 1, 1), strict=True):
+        prefills = [Row((0,) * count, 0, blocks, len(decodes) - 1) for count in (tokens, tokens // 4, tokens - 1, 2, 2)]
+        for prefill, company in zip(prefills, (0, 0, 1, 1, min(FEW_ROWS[0], len(decodes) - 1)), strict=True):
             self.run(Plan((*decodes[:company], prefill), (Draw(company, 0, 0, GREEDY, (), (), True),), ()))
         for count in [rows for rows in DECODED if rows < len(decodes)] + [len(decodes)]:
             draws = tuple(Draw(row, 0, 0, EDITED, (), (), True, row) for row in range(count))

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from kernels.prefill_attention import QUERIES
-from services.engine.gpu.inputs import SPARE_TILES, Step
+from services.engine.gpu.inputs import FEW_ROWS, SPARE_TILES, Step
 from services.engine.plan import Plan
-
-FEW_ROWS = (8, 64)  # padded numbers of rows of a step with prefill, where the most is not needed; the last one is padding
+from services.engine.spread import leading
 
 
 def row_sizes(most: int) -> list[int]:
@@ -25,20 +24,23 @@ def row_sizes(most: int) -> list[int]:
 
 
 def token_sizes(most: int) -> list[int]:
-    """Padded numbers of tokens of a step with prefill, about 6 % apart."""
-    return [size for size in (*range(64, 1025, 64), *range(1280, 2049, 256), *range(2560, most, 512)) if size < most] + [most]
+    """Padded numbers of tokens of a step with prefill, about 6 % apart; the least is what a found prefix leaves."""
+    sizes = (16, *range(64, 1025, 64), *range(1280, 2049, 256), *range(2560, most, 512))
+    return [size for size in sizes if size < most] + [most]
 
 
 def _prefill_step(tokens: int, rows: int) -> Step:
-    rows = min(rows, tokens)
-    return Step(tokens, rows, rows, rows, tokens // QUERIES + SPARE_TILES)
+    packed, rows = rows <= FEW_ROWS[-1], min(rows, tokens)
+    return Step(tokens, rows, rows, rows, tokens // QUERIES + SPARE_TILES, packed=packed)
 
 
 class Graphs:
-    """`compute` is what a step does; its answer is a graph's output, in place."""
+    """`compute` is what a step does; its answer is a graph's output, in place. `pack`, `invariant`: as of the inputs."""
 
-    def __init__(self, compute: Callable[[Step], Tensor], max_rows: int, max_tokens: int, invariant: bool = False) -> None:
-        self._compute, self._max_rows, self._invariant = compute, max_rows, invariant
+    def __init__(
+        self, compute: Callable[[Step], Tensor], max_rows: int, max_tokens: int, pack: int, invariant: bool = False
+    ) -> None:
+        self._compute, self._max_rows, self._pack, self._invariant = compute, max_rows, pack, invariant
         self._rows, self._tokens = row_sizes(max_rows), token_sizes(max_tokens)
         self._all = tuple(self._sizes())
         self._graphs: dict[Step, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -53,7 +55,8 @@ class Graphs:
             return None
         few = next((most for most in FEW_ROWS if rows < most <= self._max_rows), self._max_rows + 1)
         step = _prefill_step(self._tokens[bisect_left(self._tokens, room)], few)
-        needed = sum(-(-len(row.tokens) // QUERIES) for row in plan.rows if len(row.tokens) > 1)
+        chunks = plan.rows[leading(plan.rows, self._pack if step.packed else 1) :]
+        needed = sum(-(-len(row.tokens) // QUERIES) for row in chunks)
         return step if needed <= step.tiles else None
 
     def _decode_step(self, rows: int) -> Step:

@@ -16,6 +16,9 @@ from kernels.prefill_attention import plan as lay_out
 from services.engine.gpu.transfer import send, staging
 from services.engine.plan import Plan, Row
 
+# Padded numbers of rows of a step with prefill, where the most is not needed; the last row is padding. In steps of so few rows,
+# decode rows may have several tokens: scratch memory is for so many.
+FEW_ROWS = (8, 64)
 SPARE_TILES = 8  # of a padded step: rows that fill their last tile in part
 Ints = npt.NDArray[np.int32]
 
@@ -52,7 +55,8 @@ class Arrays:
 class Step:
     """The sizes of a step whose arrays are on the device; with padding, one stands for many and can be a CUDA graph.
 
-    `decodes`: the rows, from the first, that decode attention looks at. `groups` are for prefill attention; None: in place.
+    `decodes`: the rows, from the first, that decode attention looks at: of one token each, or, `packed`, of few. `groups` are
+    for prefill attention; None: in place.
     """
 
     tokens: int
@@ -61,6 +65,7 @@ class Step:
     drawn: int  # rows that are drawn from
     tiles: int
     groups: tuple[Group, ...] | None = None
+    packed: bool = False
 
     @property
     def all_drawn(self) -> bool:
@@ -71,13 +76,14 @@ class Step:
 class Inputs:
     """`max_rows` rows, `max_tokens` tokens at most; slot number `max_rows` is nobody's, for padding.
 
-    `room`: tokens whose keys and values prefill attention can have side by side. `invariant`: decode rows are chunks, too.
+    `room`: tokens whose keys and values prefill attention can have side by side. `pack`: tokens that a decode row may have,
+    where rows are few. `invariant`: decode rows are chunks, too.
     """
 
     def __init__(
-        self, max_rows: int, max_tokens: int, room: int, ahead: int, device: torch.device, invariant: bool = False
+        self, max_rows: int, max_tokens: int, room: int, ahead: int, device: torch.device, pack: int, invariant: bool = False
     ) -> None:
-        self.max_rows, self.room, self.invariant = max_rows, room, invariant
+        self.max_rows, self.room, self.pack, self.invariant = max_rows, room, pack, invariant
         rows, tiles = max_rows + 1, max_tokens // QUERIES + max_rows + SPARE_TILES
         self._sizes = (max_tokens,) * 4 + (rows,) * 7 + (rows + 1, rows, 2 * tiles)
         self._device = torch.zeros(sum(self._sizes), dtype=torch.int32, device=device)
@@ -105,13 +111,15 @@ class Inputs:
         drawn, drawn_slots, drawn_ends = drawing
         lengths = np.fromiter((len(row.tokens) for row in plan.rows), np.int32, len(plan.rows))
         count, tokens = len(plan.rows), int(lengths.sum())
-        decodes = 0 if self.invariant else int(np.cumprod(lengths == 1).sum())
+        pack = self.pack if count < FEW_ROWS[-1] else 1
+        decodes = 0 if self.invariant else int(np.cumprod(lengths <= pack).sum())
         begin = np.cumsum(lengths) - lengths
         slot_of[:count] = [row.slot for row in plan.rows]
         ends[:count] = [row.end for row in plan.rows]
         decode_ends[:decodes] = ends[:decodes]
-        ids[:decodes] = [row.tokens[0] for row in plan.rows[:decodes]]
-        for row, at in zip(plan.rows[decodes:], begin[decodes:].tolist(), strict=True):
+        singles = int(np.cumprod(lengths == 1).sum())
+        ids[:singles] = [row.tokens[0] for row in plan.rows[:singles]]
+        for row, at in zip(plan.rows[singles:], begin[singles:].tolist(), strict=True):
             ids[at : at + len(row.tokens)] = row.tokens
         rows[:tokens] = np.repeat(np.arange(count, dtype=np.int32), lengths)
         places[:tokens] = np.arange(tokens, dtype=np.int32) + np.repeat(ends[:count] - lengths - begin, lengths)
@@ -128,7 +136,8 @@ class Inputs:
         work = lay_out(new.tolist(), whole.tolist(), self.room)
         starts[:count] = work.starts
         tiles[: 2 * len(work.tiles)] = [at for tile in work.tiles for at in tile]
-        step = Step(tokens, count, decodes, len(distinct), len(work.tiles), None if self.invariant else tuple(work.groups))
+        groups, packed = None if self.invariant else tuple(work.groups), decodes > singles
+        step = Step(tokens, count, decodes, len(distinct), len(work.tiles), groups, packed)
         if padded is None:
             return step
         self._pad(views, step, padded)
