@@ -1,0 +1,91 @@
+"""Who has the cores while streams decode on a CPU: python -m tests.bench.cpu_account [--users 32] [--seconds 5]
+
+A whole mesh and a client, as in cpu_figures. Each row is a JSON line: a thread's milliseconds on a core for each step of the
+engine, those it stood in line for one, and how often it slept or lost its core. The last row is the step itself.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+
+from shared import trace
+from tests.bench.mesh_scale import bench, say
+from tests.mesh.harness import RunningMesh
+
+SETTLE_S = 4.0  # all prompts are computed by then
+LEAST_MS = 0.05  # threads that work less in a step are told together
+
+
+def read(pid: int, thread: str) -> tuple[int, int, int, int]:
+    """Nanoseconds on a core and in line for one; how often it gave its core up, and how often it lost it."""
+    folder = Path(f"/proc/{pid}/task/{thread}")
+    worked, waited, _ = map(int, (folder / "schedstat").read_text().split())
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return worked, waited, int(status["voluntary_ctxt_switches"]), int(status["nonvoluntary_ctxt_switches"])
+
+
+def processes(mesh: RunningMesh) -> dict[int, str]:
+    found = {child.process.pid: name for name, child in mesh.children.items() if child.process}
+    return {child.pid: found.get(child.pid, "client") for child in psutil.Process().children(recursive=True)} | {
+        os.getpid(): "client"
+    }
+
+
+def snapshot(names: dict[int, str]) -> dict[tuple[str, int, str], tuple[int, int, int, int]]:
+    seen = {}
+    for pid, name in names.items():
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            seen[name, pid, thread] = read(pid, thread)
+    return seen
+
+
+def steps_between(folder: Path, rows: int, began: int, ended: int) -> list[trace.Span]:
+    spans = [span for span in trace.read(folder) if (span.lane, span.name) == ("device", "step")]
+    return [span for span in spans if began <= span.start and span.end <= ended and span.first == rows]
+
+
+async def main(users: int, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with RunningMesh(env={"HEADRACE_TRACE": folder}) as mesh:
+            length = ["--input-tokens", "64", "--output-tokens", "512", "--requests", str(users)]
+            load = asyncio.create_task(bench(mesh.url, "--users", str(users), *length))
+            await asyncio.sleep(SETTLE_S)
+            names = processes(mesh)
+            before, began = snapshot(names), trace.now_us()
+            await asyncio.sleep(seconds)
+            after, ended = snapshot(names), trace.now_us()
+            await load
+        steps = steps_between(Path(folder), users, began, ended)
+    tell(before, after, len(steps))
+    took, apart = [span.end - span.start for span in steps], [b.start - a.start for a, b in zip(steps, steps[1:], strict=False)]
+    say({"steps": len(steps), "wall_ms": round((ended - began) / 1000 / len(steps), 2),
+         "device_ms": round(statistics.median(took) / 1000, 2), "apart_ms": round(statistics.median(apart) / 1000, 2),
+         "tokens_per_s": round(users * 1e6 * len(steps) / (ended - began))})
+
+
+def tell(before: dict, after: dict, steps: int) -> None:
+    rows = defaultdict(lambda: [0.0] * 4)
+    for key, now in after.items():
+        used = [(b - a) / steps for a, b in zip(before.get(key, (0, 0, 0, 0)), now, strict=True)]
+        name = (key[0], key[2] if used[0] > 1e6 * LEAST_MS else "others")
+        rows[name] = [a + b for a, b in zip(rows[name], used, strict=True)]
+    for (name, thread), (worked, waited, gave, lost) in sorted(rows.items()):
+        say({"process": name, "thread": thread, "on_core_ms": round(worked / 1e6, 2), "in_line_ms": round(waited / 1e6, 2),
+             "slept": round(gave, 1), "lost": round(lost, 1)})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("tests.bench.cpu_account", description=__doc__)
+    parser.add_argument("--users", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    given = parser.parse_args()
+    asyncio.run(main(given.users, given.seconds))
