@@ -6,13 +6,11 @@ engine, those it stood in line for one, and how often it slept or lost its core.
 
 import argparse
 import asyncio
-import json
 import os
 import statistics
-import sys
 import tempfile
-import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -23,9 +21,11 @@ from tests.mesh.harness import RunningMesh
 
 SETTLE_S = 4.0  # all prompts are computed by then
 LEAST_MS = 0.05  # threads that work less in a step are told together
+Counts = tuple[int, int, int, int]
+Snapshot = dict[tuple[str, int, str], Counts]  # by process, its id, and thread
 
 
-def read(pid: int, thread: str) -> tuple[int, int, int, int]:
+def read(pid: int, thread: str) -> Counts:
     """Nanoseconds on a core and in line for one; how often it gave its core up, and how often it lost it."""
     folder = Path(f"/proc/{pid}/task/{thread}")
     worked, waited, _ = map(int, (folder / "schedstat").read_text().split())
@@ -40,8 +40,8 @@ def processes(mesh: RunningMesh) -> dict[int, str]:
     }
 
 
-def snapshot(names: dict[int, str]) -> dict[tuple[str, int, str], tuple[int, int, int, int]]:
-    seen = {}
+def snapshot(names: dict[int, str]) -> Snapshot:
+    seen: Snapshot = {}
     for pid, name in names.items():
         for thread in os.listdir(f"/proc/{pid}/task"):
             seen[name, pid, thread] = read(pid, thread)
@@ -66,21 +66,24 @@ async def main(users: int, seconds: float) -> None:
             await load
         steps = steps_between(Path(folder), users, began, ended)
     tell(before, after, len(steps))
-    took, apart = [span.end - span.start for span in steps], [b.start - a.start for a, b in zip(steps, steps[1:], strict=False)]
-    say({"steps": len(steps), "wall_ms": round((ended - began) / 1000 / len(steps), 2),
-         "device_ms": round(statistics.median(took) / 1000, 2), "apart_ms": round(statistics.median(apart) / 1000, 2),
-         "tokens_per_s": round(users * 1e6 * len(steps) / (ended - began))})
+    took, apart = [span.end - span.start for span in steps], [after.start - before.start for before, after in pairwise(steps)]
+    figures = {
+        "wall_ms": (ended - began) / len(steps),
+        "device_ms": statistics.median(took),
+        "apart_ms": statistics.median(apart),
+    }
+    say({"steps": len(steps), **{name: round(us / 1000, 2) for name, us in figures.items()}})
 
 
-def tell(before: dict, after: dict, steps: int) -> None:
-    rows = defaultdict(lambda: [0.0] * 4)
+def tell(before: Snapshot, after: Snapshot, steps: int) -> None:
+    rows: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
     for key, now in after.items():
-        used = [(b - a) / steps for a, b in zip(before.get(key, (0, 0, 0, 0)), now, strict=True)]
+        used = [(late - early) / steps for early, late in zip(before.get(key, (0, 0, 0, 0)), now, strict=True)]
         name = (key[0], key[2] if used[0] > 1e6 * LEAST_MS else "others")
-        rows[name] = [a + b for a, b in zip(rows[name], used, strict=True)]
+        rows[name] = [sum(pair) for pair in zip(rows[name], used, strict=True)]
     for (name, thread), (worked, waited, gave, lost) in sorted(rows.items()):
-        say({"process": name, "thread": thread, "on_core_ms": round(worked / 1e6, 2), "in_line_ms": round(waited / 1e6, 2),
-             "slept": round(gave, 1), "lost": round(lost, 1)})
+        times = {"on_core_ms": round(worked / 1e6, 2), "in_line_ms": round(waited / 1e6, 2)}
+        say({"process": name, "thread": thread, **times, "slept": round(gave, 1), "lost": round(lost, 1)})
 
 
 if __name__ == "__main__":

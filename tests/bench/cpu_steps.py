@@ -55,7 +55,8 @@ def measure(forward: Forward, count: int, context: int) -> dict[str, object]:
     together.run(program, x, attention.step)
     kinds = {kind: Program(program.tasks[at :: len(KINDS)]) for at, kind in enumerate(KINDS)}
     return {
-        "rows": count, "step": whole, "layers": median_ms(program.run), **{kind: median_ms(part.run) for kind, part in kinds.items()},
+        "rows": count, "step": whole, "layers": median_ms(program.run),
+        **{kind: median_ms(part.run) for kind, part in kinds.items()},
         "head": median_ms(lambda: model.parameters.head(x, model.parameters.norm)),
     }  # fmt: skip
 
