@@ -19,7 +19,7 @@ from shared import trace
 from tests.bench.mesh_scale import bench, say
 from tests.mesh.harness import RunningMesh
 
-SETTLE_S = 4.0  # all prompts are computed by then
+SETTLE_S = 2.0  # all prompts are computed by then
 LEAST_MS = 0.05  # threads that work less in a step are told together
 Counts = tuple[int, int, int, int]
 Snapshot = dict[tuple[str, int, str], Counts]  # by process, its id, and thread
@@ -53,10 +53,10 @@ def steps_between(folder: Path, rows: int, began: int, ended: int) -> list[trace
     return [span for span in spans if began <= span.start and span.end <= ended and span.first == rows]
 
 
-async def main(users: int, seconds: float) -> None:
+async def main(users: int, seconds: float, output: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with RunningMesh(env={"HEADRACE_TRACE": folder}) as mesh:
-            length = ["--input-tokens", "64", "--output-tokens", "512", "--requests", str(users)]
+            length = ["--input-tokens", "64", "--output-tokens", str(output), "--requests", str(users)]
             load = asyncio.create_task(bench(mesh.url, "--users", str(users), *length))
             await asyncio.sleep(SETTLE_S)
             names = processes(mesh)
@@ -90,5 +90,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("tests.bench.cpu_account", description=__doc__)
     parser.add_argument("--users", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--output-tokens", type=int, default=512, help="enough for all to be decoding all the while")
     given = parser.parse_args()
-    asyncio.run(main(given.users, given.seconds))
+    asyncio.run(main(given.users, given.seconds, given.output_tokens))
