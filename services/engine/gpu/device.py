@@ -9,6 +9,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from kernels.matmul import FASTEST
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.draws import Answers, Draws
 from services.engine.gpu.ferry import GpuFerry
@@ -25,7 +26,8 @@ from shared.messages import Sampling
 AHEAD = 1
 HOST_S = 0.025  # what the host takes to start a prefill step kernel by kernel, and some more
 GREEDY, EDITED = Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=1)
-DECODED = (1, 2, 4, 32, 48, 96, 192)  # rows: decode attention splits its work in several ways, and so do products of our own
+DECODED = (1, 2, 4, 32, 48)  # rows: decode attention splits its work in several ways, a product of few rows is our own
+TILED = [rows for rows, *_ in FASTEST[:-1]]  # with each of which an invariant product has other tiles
 RATE = 600e12  # floating-point operations a second, about, of a GPU at matrix products
 
 
@@ -90,10 +92,13 @@ class Gpu:
         """Steps of every kind on block 0, the largest with so many tokens: no request waits for a kernel to be compiled."""
         blocks = (0,) * -(-tokens // self.block_size)
         decodes = [Row((0,), 0, blocks[:1], slot, 0) for slot in range(self.limits.max_running)]
-        prefills = [Row((0,) * count, 0, blocks, len(decodes) - 1) for count in (tokens, tokens // 4, tokens - 1, 2, 2)]
-        for prefill, company in zip(prefills, (0, 0, 1, 1, min(FEW_ROWS[0], len(decodes) - 1)), strict=True):
+        tiled = [count for count in TILED if count < tokens] if self.attention.invariant else []
+        lengths = (tokens, tokens // 4, tokens - 1, 2, 2, *tiled)
+        prefills = [Row((0,) * count, 0, blocks, len(decodes) - 1) for count in lengths]
+        companies = (0, 0, 1, 1, min(FEW_ROWS[0], len(decodes) - 1), *[0] * len(tiled))
+        for prefill, company in zip(prefills, companies, strict=True):
             self.run(Plan((*decodes[:company], prefill), (Draw(company, 0, 0, GREEDY, (), (), True),), ()))
-        for count in [rows for rows in DECODED if rows < len(decodes)] + [len(decodes)]:
+        for count in [rows for rows in (*DECODED, *tiled) if rows < len(decodes)] + [len(decodes)]:
             draws = tuple(Draw(row, 0, 0, EDITED, (), (), True, row) for row in range(count))
             self.run(Plan(tuple(decodes[:count]), draws, ()))
         while self._flights:

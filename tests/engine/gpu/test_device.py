@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.matmul import matmul
 from services.engine.apart import block_copies
 from services.engine.plan import PENDING, Draw, Plan, Row
 from shared.messages import Sampling
@@ -52,6 +53,23 @@ def test_warming_up_leaves_nothing_behind(hub: Writer, open_gpu: Opener) -> None
     gpu = open_gpu(hub(config, tensors))
     gpu.warm_up(20)
     assert generate(gpu, [IDS[:17]], [[5, 9, 1, 7]], 8, 1) == [next_ids(config, tensors, IDS[:17], 1)]
+
+
+def test_warming_up_meets_every_tile(hub: Writer, open_gpu: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In deterministic mode, every layer and the head have had every number of rows that has tiles of its own."""
+    config = reference.make_config("LlamaForCausalLM")
+    gpu = open_gpu(hub(config, reference.make_tensors(config)), deterministic=True)
+    seen: set[tuple[int, int]] = set()
+
+    def spy(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.add((len(x), len(weight)))
+        return matmul(x, weight, *others)
+
+    monkeypatch.setattr("services.engine.gpu.product.matmul", spy)
+    monkeypatch.setattr("services.engine.gpu.device.TILED", [5, 7])
+    gpu.warm_up(20)
+    qkv, hidden, gate_up, vocab = 128, 64, 192, 96
+    assert {(rows, columns) for rows in (5, 7) for columns in (qkv, hidden, gate_up, vocab)} <= seen
 
 
 def test_cutting_and_company_change_nothing(hub: Writer, open_gpu: Opener) -> None:
