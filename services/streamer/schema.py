@@ -4,7 +4,7 @@ Fields of OpenAI's API that mean nothing here (`user`, `metadata`, …) are acce
 answer but are not implemented are refused unless they have their default; all others are unknown, and refused.
 """
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
@@ -164,7 +164,7 @@ class CompletionBody(Generation):
 
     def prompt_wanted(self) -> str | bytes:
         prompt = self.prompt[0] if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) else self.prompt
-        return encodable(prompt) if isinstance(prompt, str) else pack_ids(cast(list[int], prompt))
+        return encodable(prompt) if isinstance(prompt, str) else pack_ids(prompt)
 
     def logprobs_wanted(self) -> int | None:
         return self.logprobs
