@@ -2,7 +2,7 @@
 
     x      [rows, columns in]      1 to MOST rows, any row stride
     weight [columns out, columns in]
-    out    [rows, columns out]     x · weightᵀ, in float32 until it is stored
+    out    [rows, columns out]     x · weightᵀ, or that added to what is there: in float32 until it is stored
 
 Each program takes some columns out and reads their weights from one end to the other, many bytes in flight, without the matrix
 units: at so few rows these wait for memory in any case.
@@ -22,7 +22,7 @@ def reference(x: Tensor, weight: Tensor) -> Tensor:
 
 @triton.jit
 def _gemv(x, weight, out, columns, depth, x_row, weight_row, out_row,
-          ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+          ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, ADD: tl.constexpr):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     d = tl.arange(0, DEPTH)
     p_weight = weight + column.to(tl.int64)[:, None] * weight_row + d[None, :]
@@ -34,18 +34,25 @@ def _gemv(x, weight, out, columns, depth, x_row, weight_row, out_row,
         b_x = tl.load(x + row[:, None] * x_row + start + d[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
         acc += b_weight[None, :, :] * b_x[:, None, :]
     place = out + row[:, None] * out_row + column[None, :]
-    tl.store(place, tl.sum(acc, 2).to(out.dtype.element_ty), mask=(column < columns)[None, :])
+    total = tl.sum(acc, 2)
+    if ADD:
+        total += tl.load(place, mask=(column < columns)[None, :], other=0.0).to(tl.float32)
+    tl.store(place, total.to(out.dtype.element_ty), mask=(column < columns)[None, :])
 
 
-def gemv(x: Tensor, weight: Tensor, dtype: torch.dtype, tile: tuple[int, int, int] | None = None) -> Tensor:
-    """[rows, columns out] of `dtype`. `tile`: columns out, columns in, warps of a program. rows: 1, 2 or 4."""
+def gemv(x: Tensor, weight: Tensor, dtype: torch.dtype, tile: tuple[int, int, int] | None = None,
+         onto: Tensor | None = None) -> Tensor:  # fmt: skip
+    """[rows, columns out] of `dtype`; or added to `onto`, in place. rows: 1, 2 or 4.
+
+    `tile`: columns out, columns in, warps of a program.
+    """
     rows, depth = x.shape
     if rows not in (1, 2, 4) or x.stride(1) != 1 or weight.stride(1) != 1:
         raise ValueError(f"{rows} rows: 1, 2 or 4, and rows of x and weight contiguous, are what this is for")
     columns, deep, warps = tile or (8, 512 // rows, 4)
-    out = torch.empty(rows, len(weight), dtype=dtype, device=x.device)
+    out = torch.empty(rows, len(weight), dtype=dtype, device=x.device) if onto is None else onto
     _gemv[(triton.cdiv(len(weight), columns),)](
         x, weight, out, len(weight), depth, x.stride(0), weight.stride(0), out.stride(0), rows, columns, deep,
-        num_warps=warps, num_stages=4,
+        onto is not None, num_warps=warps, num_stages=4,
     )  # fmt: skip
     return out

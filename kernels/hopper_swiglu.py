@@ -1,6 +1,7 @@
 """The gate and up products of an MLP and their activation in one, for many tokens on Hopper: silu(x · gateᵀ) * (x · upᵀ).
 
     x      [tokens, hidden]    any row stride of whole 16 bytes
+    factor float32 [tokens]    both products are times it, before the activation (rms_norm.py)
     weight [2 * wide, hidden]  rows of gate and up in turns of 8, as silu_mul.py has its columns
     out    [tokens, wide]      both products in float32 until the activation is stored
 
@@ -38,8 +39,8 @@ STAGES = {2: 4, 3: 3}  # by groups: as many as the shared memory holds
 PACE = {2: 1.0, 3: 0.97}  # time a row by groups, measured: three read a tile of the weight for more rows
 
 
-def reference(x: Tensor, weight: Tensor) -> Tensor:
-    return silu_mul.reference(x.double() @ weight.double().t())
+def reference(x: Tensor, factor: Tensor, weight: Tensor) -> Tensor:
+    return silu_mul.reference(x.double() @ weight.double().t(), factor)
 
 
 @gluon.jit
@@ -54,7 +55,7 @@ def _place(tile, down, across):
 @gluon.jit
 def _load(x, weight, tiles, free, shape, GROUPS: gl.constexpr, STAGES: gl.constexpr):
     x_tiles, weight_tiles, ready = tiles
-    down, across, steps = shape
+    _, down, across, steps = shape
     ROWS: gl.constexpr = x.block_shape[0]
     DEPTH: gl.constexpr = x.block_shape[1]
     turn = 0
@@ -94,12 +95,12 @@ def _start(acc, tiles, turn, group: gl.constexpr, GROUPS: gl.constexpr, STAGES: 
 
 
 @gluon.jit
-def _multiply(out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr):
+def _multiply(factor, out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl.constexpr, STAGES: gl.constexpr):
     """One group's rows of every tile of this program.
 
     A product's tiles are free when the next product has been started and it has ended: the tensor cores never wait for us.
     """
-    down, across, steps = shape
+    tokens, down, across, steps = shape
     ROWS: gl.constexpr = out_tile.shape[0]
     COLUMNS: gl.constexpr = 2 * out_tile.shape[1]
     WIDE: gl.constexpr = (
@@ -108,9 +109,12 @@ def _multiply(out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE, 16])
     half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, WIDE // 2, 16])
     none = gl.zeros([ROWS, COLUMNS], gl.float32, layout)
+    within = gl.arange(0, ROWS, layout=gl.SliceLayout(1, layout))
     turn = 0
     for tile in range(gl.program_id(0), down * across, gl.num_programs(0)):
         row, column = _place(tile, down, across)
+        token = (row * GROUPS + group) * ROWS + within
+        scale = gl.load(factor + token, mask=token < tokens, other=0.0)
         product = _start(none, tiles, turn, group, GROUPS, STAGES, False)
         acc = warpgroup_mma_wait(1, deps=[product])
         for _ in range(1, steps):
@@ -121,7 +125,7 @@ def _multiply(out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(free.index(turn % STAGES), count=1)
         turn += 1
-        found = _activate(acc, half).to(out.dtype)
+        found = _activate(acc * scale.expand_dims(1), half).to(out.dtype)
         tma.store_wait(0)
         out_tile.store(found)
         fence_async_shared()
@@ -129,8 +133,8 @@ def _multiply(out, out_tile, tiles, free, shape, group: gl.constexpr, GROUPS: gl
     tma.store_wait(0)
 
 
-@gluon.jit(do_not_specialize=["down", "across", "steps"])
-def _swiglu(x, weight, out, down, across, steps, GROUPS: gl.constexpr, STAGES: gl.constexpr):
+@gluon.jit(do_not_specialize=["tokens", "down", "across", "steps"])
+def _swiglu(x, factor, weight, out, tokens, down, across, steps, GROUPS: gl.constexpr, STAGES: gl.constexpr):
     ROWS: gl.constexpr = x.block_shape[0]
     DEPTH: gl.constexpr = x.block_shape[1]
     COLUMNS: gl.constexpr = weight.block_shape[0]
@@ -144,12 +148,12 @@ def _swiglu(x, weight, out, down, across, steps, GROUPS: gl.constexpr, STAGES: g
         mbarrier.init(free.index(slot), count=GROUPS)
     fence_async_shared()
     tiles = (x_tiles, weight_tiles, ready)
-    shape = (down, across, steps)
+    shape = (tokens, down, across, steps)
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (_multiply, (out, out_tiles.index(0), tiles, free, shape, 0, GROUPS, STAGES)),
-                (_multiply, (out, out_tiles.index(1), tiles, free, shape, 1, GROUPS, STAGES)),
+                (_multiply, (factor, out, out_tiles.index(0), tiles, free, shape, 0, GROUPS, STAGES)),
+                (_multiply, (factor, out, out_tiles.index(1), tiles, free, shape, 1, GROUPS, STAGES)),
                 (_load, (x, weight, tiles, free, shape, GROUPS, STAGES)),
             ],
             [4, 1],
@@ -158,9 +162,9 @@ def _swiglu(x, weight, out, down, across, steps, GROUPS: gl.constexpr, STAGES: g
     else:
         gl.warp_specialize(
             [
-                (_multiply, (out, out_tiles.index(0), tiles, free, shape, 0, GROUPS, STAGES)),
-                (_multiply, (out, out_tiles.index(1), tiles, free, shape, 1, GROUPS, STAGES)),
-                (_multiply, (out, out_tiles.index(2), tiles, free, shape, 2, GROUPS, STAGES)),
+                (_multiply, (factor, out, out_tiles.index(0), tiles, free, shape, 0, GROUPS, STAGES)),
+                (_multiply, (factor, out, out_tiles.index(1), tiles, free, shape, 1, GROUPS, STAGES)),
+                (_multiply, (factor, out, out_tiles.index(2), tiles, free, shape, 2, GROUPS, STAGES)),
                 (_load, (x, weight, tiles, free, shape, GROUPS, STAGES)),
             ],
             [4, 4, 1],
@@ -195,14 +199,14 @@ def _described(tensor: Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(tensor, [rows, columns], gl.NVMMASharedLayout.get_default_for([rows, columns], element))
 
 
-def swiglu(x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
+def swiglu(x: Tensor, factor: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
     """[tokens, wide]; at least one token. `groups`: 2 or 3, else what suits the number of tokens."""
     processors = _processors(x.device)
     groups = groups or groups_for(len(x), len(weight), processors)
     out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
     down, across, steps = -(-len(x) // (groups * ROWS)), -(-len(weight) // COLUMNS), -(-x.shape[1] // DEPTH)
     _swiglu[(min(down * across, processors),)](
-        _described(x, ROWS, DEPTH), _described(weight, COLUMNS, DEPTH), _described(out, ROWS, COLUMNS // 2),
-        down, across, steps, groups, STAGES[groups], num_warps=4,
+        _described(x, ROWS, DEPTH), factor, _described(weight, COLUMNS, DEPTH), _described(out, ROWS, COLUMNS // 2),
+        len(x), down, across, steps, groups, STAGES[groups], num_warps=4,
     )  # fmt: skip
     return out

@@ -27,7 +27,8 @@ from kernels.hopper_prefill import GATHERED
 
 LOG2E = tl.constexpr(math.log2(math.e))
 QUERIES = 128  # new tokens a tile
-KEYS, WARPS, STAGES = 64, 8, 2  # keys a tile, warps a program, tiles in flight: within 99 KB of shared memory at head_dim 128
+ALONE = 64  # the least that a tile of one token's heads has
+KEYS, STAGES = 64, 2  # keys a tile, tiles in flight: within 99 KB of shared memory at head_dim 128
 
 
 @dataclass(frozen=True)
@@ -115,17 +116,20 @@ def _fold(q, key, value, start, position, peak, total, acc, scale, KEYS: tl.cons
 
 @triton.jit
 def _begin(query, firsts, ends, tiles, query_row, query_head, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-           DIM: tl.constexpr, QUERIES: tl.constexpr):  # fmt: skip
-    """A program's tile: its row, head, tokens in `query`, which of them exist, their positions, the queries."""
-    row = tl.load(tiles + tl.program_id(0) // HEADS * 2)
-    first = tl.load(tiles + tl.program_id(0) // HEADS * 2 + 1)
-    head = tl.program_id(0) % HEADS
+           DIM: tl.constexpr, QUERIES: tl.constexpr, SIDE: tl.constexpr):  # fmt: skip
+    """A program's tile of QUERIES: SIDE heads of each token, side by side. Its row, heads, tokens in `query`, which of them
+    exist, their positions, the queries.
+    """
+    programs: tl.constexpr = HEADS // SIDE
+    row = tl.load(tiles + tl.program_id(0) // programs * 2)
+    first = tl.load(tiles + tl.program_id(0) // programs * 2 + 1)
+    head = tl.program_id(0) % programs * SIDE + tl.arange(0, QUERIES) % SIDE
     begin = tl.load(firsts + row)
     count = tl.load(firsts + row + 1) - begin
     end = tl.load(ends + row)
-    at = first + tl.arange(0, QUERIES)
+    at = first + tl.arange(0, QUERIES) // SIDE
     d = tl.arange(0, DIM)
-    where = (begin + at).to(tl.int64)[:, None] * query_row + head * query_head + d[None, :]
+    where = ((begin + at).to(tl.int64) * query_row + head * query_head)[:, None] + d[None, :]
     q = tl.load(query + where, mask=(at < count)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     return row, head, begin + at, at < count, end - count + first, end, q
 
@@ -133,7 +137,7 @@ def _begin(query, firsts, ends, tiles, query_row, query_head, HEADS: tl.constexp
 @triton.jit
 def _finish(out, acc, total, token, live, head, out_row, out_head, HEAD_DIM: tl.constexpr, DIM: tl.constexpr):
     d = tl.arange(0, DIM)
-    where = token.to(tl.int64)[:, None] * out_row + head * out_head + d[None, :]
+    where = (token.to(tl.int64) * out_row + head * out_head)[:, None] + d[None, :]
     total = tl.where(live, total, 1.0)  # a tile of padding has seen nothing
     tl.store(out + where, (acc / total[:, None]).to(out.dtype.element_ty), mask=live[:, None] & (d < HEAD_DIM)[None, :])
 
@@ -167,17 +171,17 @@ def _prefill(
     query, pages, tables, firsts, ends, tiles, out, scale,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, INVARIANT: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr, INVARIANT: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
     row, head, token, live, offset, end, q = _begin(
-        query, firsts, ends, tiles, query_row, query_head, HEADS, HEAD_DIM, DIM, QUERIES
+        query, firsts, ends, tiles, query_row, query_head, HEADS, HEAD_DIM, DIM, QUERIES, SIDE
     )
-    position = offset + tl.arange(0, QUERIES)
+    position = offset + tl.arange(0, QUERIES) // SIDE
     peak = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     acc = tl.zeros([QUERIES, DIM], tl.float32)
     table = tables + row * table_row
-    place = pages + head // (HEADS // KV_HEADS) * head_stride
+    place = pages + tl.program_id(0) % (HEADS // SIDE) * SIDE // (HEADS // KV_HEADS) * head_stride
     # Tiles that every query of this one sees to the end. Where a chunk began must not matter: then one loop for all of them.
     whole = 0 if INVARIANT else (offset + 1) // KEYS * KEYS
     peak, total, acc = _paged_tiles(
@@ -219,18 +223,20 @@ def prefill_attention(
 
 def prefill_in_place(
     query: Tensor, pages: Tensor, tables: Tensor, firsts: Tensor, ends: Tensor, tiles: Tensor, out: Tensor, scale: float,
-    invariant: bool = False,
+    invariant: bool = False, alone: bool = False,
 ) -> Tensor:  # fmt: skip
     """Reads the pages where they lie: best for short rows. The launch depends on the number of tiles alone, so a CUDA graph
     may replay it; a tile of a row without new tokens writes nothing. `invariant`: a token's result is the same, bit for bit,
-    also when its row comes in other chunks, down to one token at a time.
+    also when its row comes in other chunks, down to one token at a time. `alone`: no row has more than one new token.
     """
     heads, head_dim = query.shape[1:]
+    side = heads // (pages.shape[2] // 2) if alone else 1  # one token's heads that share keys fill a tile better than it does
+    queries = max(triton.next_power_of_2(side), ALONE) if alone else QUERIES
     if len(tiles):
-        _prefill[(len(tiles) * heads,)](
+        _prefill[(len(tiles) * heads // side,)](
             query, pages, tables, firsts, ends, tiles, out, scale, query.stride(0), query.stride(1), pages.stride(0),
             pages.stride(1), pages.stride(2), tables.stride(0), out.stride(0), out.stride(1), heads, pages.shape[2] // 2,
-            head_dim, triton.next_power_of_2(head_dim), pages.shape[1], QUERIES, KEYS, STAGES, invariant,
-            num_warps=WARPS,
+            head_dim, triton.next_power_of_2(head_dim), pages.shape[1], queries, KEYS, STAGES, invariant, side,
+            num_warps=queries // 16,
         )  # fmt: skip
     return out

@@ -33,7 +33,7 @@ from kernels.cpu.jit import (
     real,
 )
 from kernels.cpu.lanes import LOG2E, power_of_two, sum_of
-from kernels.cpu.pages import FLOATS, LANES, WIDE, Shape, from_bfloat, put, token_at
+from kernels.cpu.pages import FLOATS, LANES, WIDE, Shape, at_once, each_token, from_bfloat, put
 from kernels.cpu.team import Program, Task
 
 HEADS = 4  # query heads that share a reading
@@ -83,8 +83,8 @@ def _scores(
     for line in lines:
         fn.store(every(F32, -math.inf, LANES), line, fn.times(length, 4))  # behind the last, up to a whole register
 
-    def token(at: Value, largest: list[Value]) -> list[Value]:
-        key, sums = token_at(fn, shape, page, table, at), [every(F32, 0.0, LANES)] * len(lines)
+    def token(at: Value, key: Value, largest: list[Value]) -> list[Value]:
+        sums = [every(F32, 0.0, LANES)] * len(lines)
         for part in range(0, shape.head_dim, LANES):
             keys = from_bfloat(fn, key, 2 * part)
             for head in range(len(lines)):
@@ -94,7 +94,7 @@ def _scores(
             fn.store(score, line, fn.times(at, 4))
         return [fn.same("maxnum", most, score) for most, score in zip(largest, scores, strict=True)]
 
-    return fn.loop(length, token, [real(-math.inf)] * len(lines))
+    return each_token(fn, shape, page, table, length, token, [real(-math.inf)] * len(lines), 2 * shape.head_dim)
 
 
 def _weights(fn: Function, line: Value, length: Value, largest: Value) -> Value:
@@ -113,19 +113,20 @@ def _weights(fn: Function, line: Value, length: Value, largest: Value) -> Value:
 def _values(
     fn: Function, shape: Shape, page: Value, table: Value, length: Value, lines: list[Value], totals: list[Value], out: Value
 ) -> None:
-    values = shape.kv_heads * shape.head_dim * 2  # behind the keys, in bytes
-    for part in range(0, shape.head_dim, WIDE):
+    page = fn.at(page, shape.kv_heads * shape.head_dim * 2)  # values lie behind the keys
+    wide = next(wide for wide in (shape.head_dim, 32, WIDE) if len(lines) * wide <= at_once() and not shape.head_dim % wide)
+    for part in range(0, shape.head_dim, wide):
 
-        def token(at: Value, sums: list[Value], part: int = part) -> list[Value]:
-            here = token_at(fn, shape, page, table, at)
-            halves = [from_bfloat(fn, here, values + 2 * (part + half)) for half in range(0, WIDE, LANES)]
+        def token(at: Value, here: Value, sums: list[Value]) -> list[Value]:
+            parts = [from_bfloat(fn, here, 2 * half) for half in range(0, wide, LANES)]
             weights = [fn.spread(fn.load(line, fn.times(at, 4), F32), LANES) for line in lines]
-            pairs = [(weight, half) for weight in weights for half in halves]
+            pairs = [(weight, part) for weight in weights for part in parts]
             return [fn.same("fma", *pair, total) for pair, total in zip(pairs, sums, strict=True)]
 
-        sums = fn.loop(length, token, [every(F32, 0.0, LANES)] * (len(lines) * WIDE // LANES))
-        for at, total in enumerate(sums):
-            head, half = divmod(at, WIDE // LANES)
+        zeros = [every(F32, 0.0, LANES)] * (len(lines) * wide // LANES)
+        found = each_token(fn, shape, fn.at(page, 2 * part), table, length, token, zeros, 2 * wide)
+        for at, total in enumerate(found):
+            head, half = divmod(at, wide // LANES)
             mean = fn.build.fdiv(total, fn.spread(totals[head], LANES))
             fn.store(mean, out, 4 * (head * shape.head_dim + part + half * LANES))
 

@@ -38,7 +38,7 @@ from kernels.cpu.team import Program, Task
 
 SHARE = 96  # outputs that a thread claims at once
 BAND = 64  # rows that all tiles of a share are multiplied with before the next: so many rounded rows stay in a core's cache
-AHEAD = 1024  # bytes of weights that are asked for before they are needed
+AHEAD = 4096  # bytes of weights that are asked for before they are needed
 
 
 # -- reference -------------------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def _strip(module: Value, form: Format, count: int) -> None:
     def group(at: Value, sums: list[Value]) -> list[Value]:
         tile = fn.at(weights, fn.times(at, form.weight_bytes))
         for line in range(0, form.weight_bytes, 64):
-            fn.prefetch(tile, AHEAD + line)
+            fn.prefetch(tile, AHEAD + line, near=False)
         here = [fn.at(row, fn.times(at, ROUNDED_BYTES)) for row in rows]
         dots = [fn.build.sitofp(dot, floats) for dot in form.dot(fn, tile, here)]
         scales, totals = ([fn.spread(fn.load(row, SCALE_AT + more, F32), form.lanes) for row in here] for more in (0, 4))

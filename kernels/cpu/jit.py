@@ -87,9 +87,9 @@ class Function:
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
         return self.call(f"llvm.{name}.{suffix}", kind, *values)
 
-    def prefetch(self, base: Value, offset: int) -> None:
-        """Bring a line near that will be read soon; it need not exist."""
-        words = (number(value, I32) for value in (0, 3, 1))  # for reading, to the nearest cache, data
+    def prefetch(self, base: Value, offset: int, near: bool = True) -> None:
+        """Bring a line that will be read soon into the nearest cache, or the next, which waits for more of them at once."""
+        words = (number(value, I32) for value in (0, 3 if near else 2, 1))  # for reading, how near, data: it need not exist
         self.call("llvm.prefetch.p0", VOID, self.at(base, offset), *words)
 
     def load_shared(self, base: Value, offset: int) -> Value:

@@ -3,9 +3,10 @@
 page [blocks, block_size, 2 kv_heads, head_dim] bfloat16: one layer, a token's keys before its values
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels.cpu.jit import F32, I16, I32, I64, POINTER, Function, Value, every, number, vector
+from kernels.cpu.jit import F32, I16, I32, I64, POINTER, Function, Value, every, has, number, vector
 
 LANES, WIDE = 8, 16  # floats of a register; head dimensions summed at once
 FLOATS = vector(F32, LANES)
@@ -32,11 +33,48 @@ class Shape:
         return 2 * self.kv_heads * self.head_dim * 2
 
 
-def token_at(fn: Function, shape: Shape, page: Value, table: Value, at: Value) -> Value:
+def at_once() -> int:
+    """How many floats a kernel may sum at once: with AVX-512 there are twice as many registers."""
+    return 24 * LANES if has("avx512vl") else 8 * LANES
+
+
+def each_token(
+    fn: Function,
+    shape: Shape,
+    page: Value,
+    table: Value,
+    length: Value,
+    body: Callable[[Value, Value, list[Value]], list[Value]],
+    carried: list[Value],
+    size: int,
+) -> list[Value]:
+    """body(at, where `page` has it, carried) for each of `length` tokens, of which `size` bytes are wanted.
+
+    Lines are too far apart for the processor to see where this leads, so those of the next block are asked for meanwhile.
+    """
     build, shift = fn.build, shape.block_size.bit_length() - 1
-    block = fn.load(table, fn.times(build.lshr(at, number(shift)), 8), I64)
-    slot = build.add(build.shl(block, number(shift)), build.and_(at, number(shape.block_size - 1)))
-    return fn.at(page, fn.times(slot, shape.token_bytes))
+    blocks = build.lshr(build.add(length, number(shape.block_size - 1)), number(shift))
+    last = build.sub(blocks, number(1))
+
+    def block_at(nth: Value) -> Value:
+        return fn.at(page, fn.times(fn.load(table, fn.times(nth, 8), I64), shape.block_size * shape.token_bytes))
+
+    def block(nth: Value, values: list[Value]) -> list[Value]:
+        here, following = block_at(nth), build.add(nth, number(1))
+        ahead = block_at(build.select(build.icmp_signed("<", nth, last), following, last))
+        first = build.shl(nth, number(shift))
+        rest = build.sub(length, first)
+        count = build.select(build.icmp_signed("<", rest, number(shape.block_size)), rest, number(shape.block_size))
+
+        def token(at: Value, inner: list[Value]) -> list[Value]:
+            offset = fn.times(at, shape.token_bytes)
+            for line in range(0, size, 64):
+                fn.prefetch(fn.at(ahead, offset), line)
+            return body(build.add(first, at), fn.at(here, offset), inner)
+
+        return fn.loop(count, token, values)
+
+    return fn.loop(blocks, block, carried)
 
 
 def put(module: Value, shape: Shape) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cpu.jit import I1, I64, POINTER, VOID, Function, Module, Value, compile, function_type, number, pointer_to
+from kernels.cpu.jit import I1, I32, I64, POINTER, VOID, Function, Module, Value, compile, function_type, number, pointer_to
 
 PATIENCE = 1_000_000  # ticks of the processor's clock, a third of a millisecond or so, before a helper goes to sleep
 GOODBYES = 100  # pauses, some microseconds, in which it may still be called back
@@ -107,10 +107,10 @@ def _march(module: Value) -> None:
 
 
 def _await(fn: Function, board: Value) -> None:
-    """Until what others have claimed is done."""
+    """Until what others have claimed is done. If one of them stands still, somebody else has its core, or waits for ours."""
 
     def look(_: list[Value]) -> tuple[list[Value], Value]:
-        fn.call("llvm.x86.sse2.pause", VOID)
+        fn.call("sched_yield", I32)
         return [], fn.build.icmp_signed(">", fn.load_shared(board, LEFT), number(0))
 
     fn.repeat(look)
@@ -139,6 +139,8 @@ def _serve(module: Value) -> None:
 def _idle(fn: Function, board: Value) -> Value:
     """Help until no call has been under way for a while; how many there were by then.
 
+    Whoever waits for this core gets it here, where no item is claimed: taken in the midst of one, it is missed by all.
+
     Never while one is: if the system takes the caller's core away for a moment, nothing seems to happen, and who fell asleep
     then would be missed until the next call.
     """
@@ -147,7 +149,7 @@ def _idle(fn: Function, board: Value) -> Value:
     def look(last: list[Value]) -> tuple[list[Value], Value]:
         word, calls, since = last
         fn.call("work", VOID, board)
-        fn.call("llvm.x86.sse2.pause", VOID)
+        fn.call("sched_yield", I32)
         now, seen, called = fn.call("llvm.readcyclecounter", I64), fn.load_shared(board, WORD), fn.load_shared(board, CALLS)
         same = build.and_(build.icmp_signed("==", seen, word), build.icmp_signed("==", called, calls))
         since = build.select(same, since, now)

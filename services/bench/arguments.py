@@ -78,6 +78,7 @@ def _common() -> argparse.ArgumentParser:
     server.add_argument("--timeout", type=positive, default=600.0, help="seconds for a whole answer")
     server.add_argument("--body", type=fields, help="JSON object merged over each request (null takes a field away)")
     server.add_argument("--no-ignore-eos", dest="ignore_eos", action="store_false", help="answers may end early")
+    server.add_argument("--fresh", action="store_true", help="a connection for each request: some servers close theirs unasked")
     run = common.add_argument_group("run")
     run.add_argument("--requests", type=whole(1), help="how many in all")
     run.add_argument("--warmup", type=whole(0), default=0, help="requests beforehand that nobody counts")

@@ -55,7 +55,7 @@ class Client:
         if spec.api_key:
             headers["Authorization"] = f"Bearer {spec.api_key}"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, force_close=spec.fresh),
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=spec.timeout),
             auto_decompress=False,

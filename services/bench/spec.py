@@ -19,6 +19,7 @@ class Spec:
     timeout: float = 600.0
     body: dict[str, object] | None = None  # merged over what we would send: temperature, logit_bias, ...
     ignore_eos: bool = True
+    fresh: bool = False  # a connection for each request
 
     prompts: str | None = None  # a file, one prompt per line; None: synthetic
     text: bool = False  # synthetic prompts as words; token ids otherwise (chat always has words)

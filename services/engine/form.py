@@ -22,8 +22,11 @@ class Form:
     """y = before(x) Wᵀ, added to `onto` (whose memory it may reuse) if that is given. Rows are of any float type."""
 
     def __call__(self, x: Tensor, before: Before = plain, onto: Tensor | None = None) -> Tensor:
-        y = self.product(before(x))
-        return y if onto is None else onto + y
+        x = before(x)
+        return self.product(x) if onto is None else self.add(x, onto)
 
     def product(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def add(self, x: Tensor, onto: Tensor) -> Tensor:
+        return onto + self.product(x)

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from services.engine import batch, sample
 from services.engine.attention import Pages
 from services.engine.checkpoint import Checkpoint, open_checkpoint
 from services.engine.choose import Best
 from services.engine.ferry import HostFerry
+from services.engine.form import Form
 from services.engine.layers import Layers
 from services.engine.linear import FORMS
+from services.engine.matrix import Matrix
 from services.engine.model import Llama
 from services.engine.norm import Norm
 from services.engine.plan import Draw, Limits, Plan, Row, Sampled
@@ -61,8 +64,12 @@ class Forward:
         self.threads = torch.get_num_threads()
         kind = torch.float32 if dtype == "float32" else torch.bfloat16
         make, make_head = _makers(checkpoint, dtype)
+
+        def normed(matrix: Matrix, _: Tensor) -> Form:
+            return make(matrix)
+
         with torch.inference_mode(), _one_thread():
-            parameters = load(checkpoint, Makers(make, make, make_head, Norm, kind))
+            parameters = load(checkpoint, Makers(normed, normed, make, make_head, Norm, kind))
             self.pages = Pages(self.spec, num_blocks, block_size, kind)
             together = Layers(self.spec, parameters.layers, self.pages, limits.max_running) if self.pages.native else None
             self.model = Llama(self.spec, parameters, together)

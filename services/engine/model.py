@@ -15,6 +15,9 @@ from services.engine.weights import Layer, Parameters
 class Llama:
     """Logits of a merge step. Holds parameters only; the batch and the pages are given.
 
+    Rows are picked by `index_select`: indexing wakes the library's own threads even for eight of them, and these then spin on
+    a core that our kernels' helper needs.
+
     `together` does all layers at once, where it can, for steps of decode rows.
     """
 
@@ -23,11 +26,11 @@ class Llama:
 
     def __call__(self, batch: Batch, pages: Pages) -> Tensor:
         """[rows drawn from, vocab] float32; writes the batch's keys and values into the pages."""
-        x = self.parameters.embedding[batch.tokens].float()  # [T, hidden]
+        x = self.parameters.embedding.index_select(0, batch.tokens).float()  # [T, hidden]
         turn = turns(batch.positions, self.parameters.frequencies)  # [T, 1, D / 2]
         attention = pages.attention(batch, turn)
         x = self.layers(x, attention, pages)
-        return self.parameters.head(x[batch.last], self.parameters.norm).float()
+        return self.parameters.head(x.index_select(0, batch.last), self.parameters.norm).float()
 
     def layers(self, x: Tensor, attention: Attention, pages: Pages) -> Tensor:
         if self.together is not None and isinstance(attention, NativeAttention) and not attention.batch.chunks:

@@ -6,7 +6,6 @@ An acknowledgement goes out behind the records that were put before it, never ea
 """
 
 import asyncio
-import contextlib
 from collections import defaultdict
 
 from services.engine.job import Job
@@ -27,7 +26,6 @@ class Publisher:
         self._growing: dict[tuple[str, int], Job] = {}  # (request, choice) with tokens to tell, behind the records
         self._acks: list[str] = []
         self._news = asyncio.Event()
-        self._grown = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._steps = 0
@@ -40,7 +38,6 @@ class Publisher:
     def grow(self, job: Job, choice: int) -> None:
         """A choice of a job has new tokens."""
         self._growing[job.work.request, choice] = job
-        self._grown.set()
         self._wake()
 
     def ack(self, entry: str) -> None:
@@ -68,7 +65,7 @@ class Publisher:
                 await self._news.wait()
                 self._news.clear()
                 if not self._growing:
-                    await self._calm()
+                    await asyncio.sleep(0)  # claims are in no hurry: the work they are for is begun first
                 sent, tokens = loop.time(), bool(self._growing)
                 with trace.span("publish", "publish"):
                     await self._send_all()
@@ -78,12 +75,6 @@ class Publisher:
                     await asyncio.sleep(sent + PACE_S - loop.time())
         finally:
             self._idle.set()  # nobody waits for what will never be sent
-
-    async def _calm(self) -> None:
-        """Claims are in no hurry: the device's thread begins the work they are for, and needs the interpreter for that."""
-        self._grown.clear()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._grown.wait(), PACE_S)
 
     async def _send_all(self) -> None:
         records, self._records = self._records, defaultdict(list)

@@ -32,6 +32,7 @@ from shared.tokenlog import Choice
 GROUP = "engines"
 INTAKE = 8  # entries read at once: small, so that a burst spreads over all engines
 RETRY_S = 0.5
+FIRST_S = 0.002  # the cores wait no longer than this for a first token to be told
 log = logging.getLogger("headrace")
 
 
@@ -100,7 +101,7 @@ class Engine:
                 with trace.span("host", "commit"):
                     began = self.jobs.report(self.scheduler.commit(sampled))
                 if began:
-                    await asyncio.sleep(0)  # a first token is on its way before the next step takes the cores
+                    await self._tell_first()
             await self.publisher.room()
         await self._hand_on()
 
@@ -112,6 +113,14 @@ class Engine:
             self._preparing = await run(self.thread, self.device.prepare)
         else:
             await self.admission.news.wait()
+
+    async def _tell_first(self) -> None:
+        """Somebody waits for a first token: it is told before the next step (unless that is under way) takes the cores."""
+        await asyncio.sleep(0)
+        if not self.scheduler.in_flight:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_S):
+                    await self.publisher.flushed()
 
     # -- intake ----------------------------------------------------------------------------------------------------
 

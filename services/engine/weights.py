@@ -13,6 +13,7 @@ from services.engine.matrix import Grouped, Matrix, dense, stack
 from services.engine.spec import BadModel, ModelSpec
 
 Maker = Callable[[Matrix], Form]
+NormedMaker = Callable[[Matrix, Tensor], Form]
 Norm = TypeVar("Norm")
 
 
@@ -39,10 +40,14 @@ class Parameters(Generic[Norm]):
 
 @dataclass(frozen=True, slots=True)
 class Makers(Generic[Norm]):
-    """What a backend makes of matrices and of norms' weights; `dtype` is the embedding's."""
+    """What a backend makes of matrices and of norms' weights; `dtype` is the embedding's.
 
-    layer: Maker
-    gate_up: Maker
+    `qkv` and `gate_up` are given the weight of the norm before them, too: by its columns it may as well be in the matrix.
+    """
+
+    qkv: NormedMaker
+    gate_up: NormedMaker
+    adding: Maker  # of layers whose answer is added to the residual
     head: Maker
     norm: Callable[[Tensor, float], Norm]
     dtype: torch.dtype
@@ -127,18 +132,21 @@ def build(spec: ModelSpec, take: Source, makers: Makers[Norm], *, paired: bool) 
 
 
 def _layer(take: Source, spec: ModelSpec, makers: Makers[Norm], index: int, *, paired: bool) -> Layer[Norm]:
-    make, norm = makers.layer, makers.norm
+    norm = makers.norm
     at, hidden, wide = f"model.layers.{index}.", spec.hidden, spec.intermediate
     order = torch.arange(spec.head_dim) if paired else _pairs(spec.head_dim)
+    before_qkv, before_mlp = (take.vector(f"{at}{n}_layernorm.weight", hidden) for n in ("input", "post_attention"))
     return Layer(
-        attention_norm=norm(take.vector(at + "input_layernorm.weight", hidden), spec.rms_eps),
-        qkv=make(_qkv(take, spec, at, order)),
+        attention_norm=norm(before_qkv, spec.rms_eps),
+        qkv=makers.qkv(_qkv(take, spec, at, order), before_qkv),
         qkv_bias=_bias(take, spec, at, order) if spec.qkv_bias else None,
         qk_norm=norm(_qk_norm(take, spec, at, order), spec.rms_eps) if spec.qk_norm else None,
-        out=make(take.matrix(at + "self_attn.o_proj.weight", hidden, spec.heads * spec.head_dim)),
-        mlp_norm=norm(take.vector(at + "post_attention_layernorm.weight", hidden), spec.rms_eps),
-        gate_up=makers.gate_up(stack([take.matrix(f"{at}mlp.{n}_proj.weight", wide, hidden) for n in ("gate", "up")])),
-        down=make(take.matrix(at + "mlp.down_proj.weight", hidden, wide)),
+        out=makers.adding(take.matrix(at + "self_attn.o_proj.weight", hidden, spec.heads * spec.head_dim)),
+        mlp_norm=norm(before_mlp, spec.rms_eps),
+        gate_up=makers.gate_up(
+            stack([take.matrix(f"{at}mlp.{n}_proj.weight", wide, hidden) for n in ("gate", "up")]), before_mlp
+        ),
+        down=makers.adding(take.matrix(at + "mlp.down_proj.weight", hidden, wide)),
     )
 
 

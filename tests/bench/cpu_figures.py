@@ -1,9 +1,13 @@
 """The README's CPU figures: SmolLM2 through the whole mesh, and llama.cpp on the same file and cores in the same run.
 
-    python -m tests.bench.cpu_figures [--repeat 3] [--llama-python OTHER_ENV/bin/python]
+    python -m tests.bench.cpu_figures [--repeat 3] [--llama-python OTHER_ENV/bin/python] [--llama-server PATH]
 
 Output tokens/s at 1, 8 and 32 streams (64 in, 128 out), prompt tokens/s (512 in, 1 out), what the mesh adds to TTFT, idle CPU,
-memory. llama.cpp is driven through its C API by tests/bench/peer_llamacpp.py, in an environment that has llama-cpp-python.
+memory. llama.cpp is driven through its C API by tests/bench/peer_llamacpp.py, in an environment that has llama-cpp-python, and
+as a server (tests/bench/peer_llama_server.py says how to build it) by the load generator that drives us: the C API, without a
+server or a client on the same cores, is the harder peer.
+
+`decode` is how many tokens/s the streams get while they decode, `served` what a run gives in all, prompts and ends included.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import psutil
 
 from shared.config import bundled_model
 from tests.bench.mesh_scale import bench, say
+from tests.bench.peer_llama_server import running
 from tests.mesh.client import Answer, Client
 from tests.mesh.harness import RunningMesh
 
@@ -25,16 +30,32 @@ STREAMS = (1, 8, 32)
 IDLE_S = 20.0
 
 
+async def served(url: str, users: int) -> dict[str, float]:
+    lengths = ["--input-tokens", "64", "--output-tokens", "128", "--requests", str(2 * users if users > 1 else 4)]
+    summary = (await bench(url, "--users", str(users), *lengths, "--fresh"))["summary"]
+    assert not summary["failures"], summary["failures"]
+    return {f"decode {users}": users / summary["tpot"]["p50"], f"served {users}": summary["throughput"]}
+
+
+async def prompts(url: str) -> dict[str, float]:
+    one = await bench(url, "--users", "1", "--requests", "8", "--input-tokens", "512", "--output-tokens", "1", "--fresh")
+    return {"prompt": 512 / one["summary"]["ttft"]["p50"]}
+
+
 async def ours(mesh: RunningMesh) -> dict[str, float]:
     found: dict[str, float] = {}
     for users in STREAMS:
-        lengths = ["--input-tokens", "64", "--output-tokens", "128", "--requests", str(2 * users if users > 1 else 4)]
-        summary = await bench(mesh.url, "--users", str(users), *lengths)
-        found[f"decode {users}"] = users / summary["summary"]["tpot"]["p50"]
-        found[f"served {users}"] = summary["summary"]["throughput"]
-    one = await bench(mesh.url, "--users", "1", "--requests", "8", "--input-tokens", "512", "--output-tokens", "1")
-    found["prompt"] = 512 / one["summary"]["ttft"]["p50"]
-    return found
+        found |= await served(mesh.url, users)
+    return found | await prompts(mesh.url)
+
+
+async def their_server(program: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for users in STREAMS:
+        async with running(program, users) as url:
+            found |= await served(url, users)
+    async with running(program, 1, context=1024) as url:
+        return found | await prompts(url)
 
 
 async def theirs(python: str) -> dict[str, float]:
@@ -81,20 +102,24 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--llama-python", default="")
+    parser.add_argument("--llama-server", default="")
     given = parser.parse_args()
     mine: list[dict[str, float]] = []
-    peer: list[dict[str, float]] = []
-    for _ in range(given.repeat):  # in turn, so that a slow minute of the machine hits both
+    peers: dict[str, list[dict[str, float]]] = {"llama.cpp": [], "llama-server": []}
+    for _ in range(given.repeat):  # in turn, so that a slow minute of the machine hits all
         async with RunningMesh() as mesh:
             mine.append(await ours(mesh))
             if len(mine) == 1:
                 say({"what": "at rest", **await overhead(mesh), **await at_rest(mesh)})
         if given.llama_python:
-            peer.append(await theirs(given.llama_python))
+            peers["llama.cpp"].append(await theirs(given.llama_python))
+        if given.llama_server:
+            peers["llama-server"].append(await their_server(given.llama_server))
     say({"what": "headrace, tokens/s", **medians(mine)})
-    say({"what": "llama.cpp, tokens/s", **medians(peer)})
-    ratios = {name: round(medians(mine)[name] / value, 2) for name, value in medians(peer).items()}
-    say({"what": "ratio", **ratios})
+    for name, runs in peers.items():
+        say({"what": f"{name}, tokens/s", **medians(runs)})
+        ratios = {what: round(medians(mine)[what] / value, 2) for what, value in medians(runs).items()}
+        say({"what": f"ratio to {name}", **ratios})
 
 
 if __name__ == "__main__":

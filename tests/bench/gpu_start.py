@@ -44,7 +44,7 @@ class Names:
 
 
 def names_and_shapes(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    source, nothing = Names(), Makers(lambda matrix: None, lambda matrix: None, lambda weight, eps: None, torch.bfloat16)
+    source, nothing = Names(), Makers(*[lambda *_: None] * 5, torch.bfloat16)
     build(from_config(SHAPES[shape]), source, nothing, paired=False)
     return sorted(source.asked.items())
 

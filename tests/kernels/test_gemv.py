@@ -13,7 +13,11 @@ def test_product(rows: int, depth: int, columns: int, device: torch.device) -> N
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x = random(rows, depth + 8, dtype=dtype, device=device)[:, :depth]
     weight = random(columns, depth, dtype=dtype, device=device)
-    assert error(gemv(x, weight, torch.float32), reference(x, weight)) < 1e-5
+    wanted, there = reference(x, weight), random(rows, columns + 8, dtype=torch.float32, device=device)[:, :columns]
+    assert error(gemv(x, weight, torch.float32), wanted) < 1e-5
+    wanted += there
+    assert gemv(x, weight, torch.float32, onto=there) is there
+    assert error(there, wanted) < 1e-5
 
 
 def test_too_many_rows(device: torch.device) -> None:

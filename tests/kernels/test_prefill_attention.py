@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.prefill_attention import GATHERED, plan, prefill_attention, reference, scratch
+from kernels.prefill_attention import GATHERED, plan, prefill_attention, prefill_in_place, reference, scratch
 from tests.kernels.paged import error, filled, random
 
 
@@ -69,6 +69,26 @@ def test_a_token_depends_on_its_row_alone(device: torch.device) -> None:
     for first, last in ((0, 50), (50, 140)):
         chunk = run(fused[first:last, :2], pages, tables, [last - first], [last])
         assert error(chunk, together[first:last]) < (1e-3 if device.type == "cpu" else 1e-30)  # numpy's products vary by row
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(8, 2, 64), (9, 3, 96), (3, 3, 128), (67, 1, 64)])
+def test_tokens_alone_are_as_in_their_chunk(heads: int, kv_heads: int, head_dim: int, device: torch.device) -> None:
+    """The last tokens of a chunk, each in a row of its own, over the same pages; and a row of padding."""
+    pages, tables = filled([150], 16, kv_heads, head_dim, torch.float16, device)
+    query = random(150, heads, head_dim, dtype=torch.float16, device=device)
+    ends, alone = [150, 149, 129, 64, 1], torch.tensor([149, 148, 128, 63, 0], device=device)
+
+    def sent(values: list[int] | list[tuple[int, int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    def in_place(query: Tensor, new: list[int], ends: list[int], tiles: list[tuple[int, int]], alone: bool) -> Tensor:
+        out, rows = torch.full(query.shape, float("nan"), dtype=query.dtype, device=device), tables.expand(len(ends), -1)
+        where = firsts(new).to(device), sent(ends), sent(tiles)
+        return prefill_in_place(query, pages, rows, *where, out, head_dim**-0.5, True, alone)
+
+    chunk = in_place(query, [150], [150], [(0, 0), (0, 128)], False)
+    each = in_place(query[alone], [1, 1, 1, 1, 1, 0], [*ends, 0], [(row, 0) for row in range(6)], True)
+    assert error(each, chunk[alone]) < (1e-3 if device.type == "cpu" else 1e-30)
 
 
 def test_plan_keeps_to_its_room() -> None:

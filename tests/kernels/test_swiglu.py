@@ -33,15 +33,18 @@ def test_swiglu(tokens: int, hidden: int, wide: int, groups: int, device: torch.
     if not serves(weight):
         pytest.skip("needs a Hopper GPU")
     x = random(tokens, hidden + 24, dtype=torch.bfloat16, device=device)[:, 8 : 8 + hidden]
-    out = swiglu(x, weight, groups)
-    assert error(out, reference(x, weight)) < 3e-3
-    assert all(torch.equal(swiglu(x, weight, groups), out) for _ in range(5))
+    factor = torch.rand(tokens, device=device) + 0.5
+    out = swiglu(x, factor, weight, groups)
+    assert error(out, reference(x, factor, weight)) < 3e-3
+    assert all(torch.equal(swiglu(x, factor, weight, groups), out) for _ in range(5))
 
 
 def test_reference_is_the_activation_of_two_products(device: torch.device) -> None:
     x, gate, up = (torch.randn(*shape, dtype=torch.float64, device=device) for shape in ((3, 16), (24, 16), (24, 16)))
-    wanted = torch.nn.functional.silu(x @ gate.t()) * (x @ up.t())
-    assert error(reference(x, in_turns(torch.cat((gate, up)))), wanted) < 1e-12
+    factor = torch.rand(3, dtype=torch.float64, device=device)
+    normed = x * factor.unsqueeze(1)
+    wanted = torch.nn.functional.silu(normed @ gate.t()) * (normed @ up.t())
+    assert error(reference(x, factor, in_turns(torch.cat((gate, up)))), wanted) < 1e-12
 
 
 def test_the_programs_that_end_first() -> None:

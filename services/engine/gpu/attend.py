@@ -54,7 +54,8 @@ class Attention:
         tables, firsts, ends = self._row_tables[: step.rows], arrays.firsts[: step.rows + 1], arrays.chunk_ends[: step.rows]
         tiles, starts = arrays.tiles[: 2 * step.tiles].view(-1, 2), arrays.starts[: step.rows]
         if step.groups is None:
-            return prefill.prefill_in_place(query, page, tables, firsts, ends, tiles, out, self.scale, self.invariant)
+            alone = self.invariant and step.tiles == step.tokens
+            return prefill.prefill_in_place(query, page, tables, firsts, ends, tiles, out, self.scale, self.invariant, alone)
         return prefill.prefill_attention(
             query, page, tables, firsts, ends, tiles, starts, step.groups, out, self._room, self.scale
         )

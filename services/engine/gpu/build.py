@@ -5,16 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from kernels.silu_mul import TURN
 from services.engine.checkpoint import open_checkpoint
 from services.engine.gpu.attend import Attention
 from services.engine.gpu.device import Gpu
 from services.engine.gpu.gated import Gated
-from services.engine.gpu.llama import Llama, NormWeight
+from services.engine.gpu.llama import Llama
 from services.engine.gpu.product import Fixed, Product
 from services.engine.gpu.tune import tune
-from services.engine.matrix import dense
+from services.engine.matrix import Matrix, dense
 from services.engine.plan import Limits
 from services.engine.spec import BadModel, ModelSpec, from_config
 from services.engine.weights import Makers, Parameters, Random, load
@@ -56,22 +57,31 @@ def open_device(config: EngineConfig, device: torch.device, limits: Limits) -> G
         return gpu_of(_blocks(config, spec, gpu_of, largest, device))
 
 
-def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[ModelSpec, Parameters[NormWeight]]:
-    form = Fixed if config.deterministic else Product
-    makers = Makers(
-        layer=lambda matrix: form(dense(matrix).to(dtype), dtype),
-        gate_up=lambda matrix: Gated(dense(matrix).to(dtype), dtype, form),
-        head=lambda matrix: form(dense(matrix).to(dtype), torch.float32),  # near logits would be equal in bfloat16
-        norm=lambda weight, eps: NormWeight(weight.to(dtype), eps),
-        dtype=dtype,
-    )
+def _load(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> tuple[ModelSpec, Parameters[Tensor]]:
     if config.model_shape:
         spec = from_config(SHAPES[config.model_shape])
-        return spec, assemble(spec, Random(device, dtype), makers, paired=True)
+        return spec, assemble(spec, Random(device, dtype), makers_of(spec, dtype, config.deterministic), paired=True)
     checkpoint = open_checkpoint(Path(config.model), str(device))
     if checkpoint.spec.intermediate % TURN.value:
         raise BadModel(f"on a GPU, intermediate_size must be a multiple of {TURN.value}; use HEADRACE_ENGINE_DEVICE=cpu")
-    return checkpoint.spec, load(checkpoint, makers)
+    return checkpoint.spec, load(checkpoint, makers_of(checkpoint.spec, dtype, config.deterministic))
+
+
+def makers_of(spec: ModelSpec, dtype: torch.dtype, deterministic: bool = False) -> Makers[Tensor]:
+    """A norm's weight goes into the matrix behind it, in float32, rounded once; llama.py has what is left of the norm."""
+    form = Fixed if deterministic else Product
+
+    def folded(matrix: Matrix, norm: Tensor) -> Tensor:
+        return (dense(matrix) * norm).to(dtype)
+
+    return Makers(
+        qkv=lambda matrix, norm: form(folded(matrix, norm), dtype),
+        gate_up=lambda matrix, norm: Gated(folded(matrix, norm), dtype, form, spec.rms_eps),
+        adding=lambda matrix: form(dense(matrix).to(dtype), dtype, adds=True),
+        head=lambda matrix: form(dense(matrix).to(dtype), torch.float32),  # near logits would be equal in bfloat16
+        norm=lambda weight, _: weight.to(dtype),
+        dtype=dtype,
+    )
 
 
 def _blocks(config: EngineConfig, spec: ModelSpec, gpu_of: Callable[[int], Gpu], largest: int, device: torch.device) -> int:

@@ -25,7 +25,7 @@ from shared.messages import Sampling
 AHEAD = 1
 HOST_S = 0.025  # what the host takes to start a prefill step kernel by kernel, and some more
 GREEDY, EDITED = Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9, presence_penalty=1.0, logprobs=1)
-DECODED = (1, 2, 4, 32, 48)  # rows: decode attention splits its work in several ways, a product of few rows is our own
+DECODED = (1, 2, 4, 32, 48, 96, 192)  # rows: decode attention splits its work in several ways, and so do products of our own
 RATE = 600e12  # floating-point operations a second, about, of a GPU at matrix products
 
 

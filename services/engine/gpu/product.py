@@ -19,8 +19,8 @@ class Product(Measured):
 
     counts = (1, 2, 4)  # that our own product takes
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(weight, dtype)
+    def __init__(self, weight: Tensor, dtype: torch.dtype, adds: bool = False) -> None:
+        super().__init__(weight, dtype, adds)
         self.tiles: dict[int, Tile] = {}
 
     def product(self, x: Tensor) -> Tensor:
@@ -31,11 +31,18 @@ class Product(Measured):
             return linear(x, self.weight)
         return torch.mm(x, self.weight.t(), out_dtype=self.dtype)
 
+    def add(self, x: Tensor, onto: Tensor) -> Tensor:
+        tile = self.tiles.get(len(x))
+        if tile is not None:
+            return gemv(x, self.weight, self.dtype, tile, onto)
+        return onto.addmm_(x, self.weight.t())
+
     def race(self, alike: Sequence["Product"], rows: int) -> list[int]:
         x = torch.randn(rows, self.weight.shape[1], dtype=self.weight.dtype, device=self.weight.device)
-        best, chosen = BETTER * timed(lambda: [form.product(x) for form in alike]), []
+        onto = x.new_zeros(rows, len(self.weight)) if self.adds else None
+        best, chosen = BETTER * timed(lambda: [form(x, onto=onto) for form in alike]), []
         for tile in TILES:
-            took = timed(lambda tile=tile: [gemv(x, form.weight, form.dtype, tile) for form in alike])  # type: ignore[misc]
+            took = timed(lambda tile=tile: [gemv(x, form.weight, form.dtype, tile, onto) for form in alike])  # type: ignore[misc]
             if took < best:
                 best, chosen = took, list(tile)
         return chosen
@@ -51,3 +58,6 @@ class Fixed(Measured):
 
     def product(self, x: Tensor) -> Tensor:
         return matmul(x, self.weight, self.dtype)
+
+    def add(self, x: Tensor, onto: Tensor) -> Tensor:
+        return matmul(x, self.weight, self.dtype, onto)

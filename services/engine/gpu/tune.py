@@ -22,12 +22,15 @@ REPEAT = 20
 
 
 class Measured(Form):
-    """A layer's weight [columns out, columns in], and what is to be measured for it."""
+    """A layer's weight [columns out, columns in], and what is to be measured for it.
+
+    `adds`: it is used, and so measured, to add its answer to a residual.
+    """
 
     counts: tuple[int, ...] = ()  # the numbers of rows that it has a choice for, least first
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
-        self.weight, self.dtype = weight, dtype
+    def __init__(self, weight: Tensor, dtype: torch.dtype, adds: bool = False) -> None:
+        self.weight, self.dtype, self.adds = weight, dtype, adds
 
     def race(self, alike: Sequence[Self], rows: int) -> list[int]:
         """The best of our own ways, or nothing where the library is as good; `alike`: layers of one shape."""
@@ -69,8 +72,8 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def _key(form: Measured, rows: int) -> str:
-    shape = "x".join(map(str, form.weight.shape))
-    return f"{torch.cuda.get_device_name()} triton {triton.__version__} {form.dtype} {shape} {rows}"
+    shape, kind = "x".join(map(str, form.weight.shape)), f"{type(form).__name__}{' adding' if form.adds else ''}"
+    return f"{torch.cuda.get_device_name()} triton {triton.__version__} {kind} {form.dtype} {shape} {rows}"
 
 
 def _path() -> Path:
