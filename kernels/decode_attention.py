@@ -15,6 +15,7 @@ own length alone, so with the same `Splits` a row's result is the same, bit for 
 
 That product has 16 lines at least, of which a group of 4 heads fills 4. So with `firsts` a row may have up to `packed(group)`
 tokens, each of which sees the keys up to its own: they share the reading, too. A row of more gets nonsense for the first ones.
+Their parts are many: then a second kernel adds them up, with a program for each token's head.
 
 After Dao et al., "Flash-Decoding for long-context inference" (2023); the last arrival adds up, as in "Stream-K" (2023).
 """
