@@ -107,10 +107,10 @@ def _march(module: Value) -> None:
 
 
 def _await(fn: Function, board: Value) -> None:
-    """Until what others have claimed is done. If one of them stands still, somebody else has its core, or waits for ours."""
+    """Until what others have claimed is done. Without offering our core: a busy one would keep it, and all wait for us."""
 
     def look(_: list[Value]) -> tuple[list[Value], Value]:
-        fn.call("sched_yield", I32)
+        fn.call("llvm.x86.sse2.pause", VOID)
         return [], fn.build.icmp_signed(">", fn.load_shared(board, LEFT), number(0))
 
     fn.repeat(look)

@@ -29,6 +29,7 @@ class Server:
     behaviour: Behaviour
     asked: list[dict[str, Any]]
     moments: list[float]
+    connections: set[Any] = field(default_factory=set)  # by which questions came: the client's address and port
     enough: asyncio.Event = field(default_factory=asyncio.Event)  # six requests have come
 
 
@@ -58,6 +59,8 @@ class SseServer:
         body = await request.json()
         self._seen.moments.append(asyncio.get_running_loop().time())
         self._seen.asked.append(body)
+        if request.transport is not None:
+            self._seen.connections.add(request.transport.get_extra_info("peername"))
         if len(self._seen.asked) >= 6:
             self._seen.enough.set()
         do = self._seen.behaviour

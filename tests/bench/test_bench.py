@@ -56,6 +56,13 @@ async def test_closed_loop_measures_what_the_server_does(tmp_path: Path) -> None
     assert "output tokens/s" in out and "TTFT" in out and "QPS" in out
 
 
+@pytest.mark.parametrize(("more", "connections"), [([], 1), (["--fresh"], 5)])
+async def test_a_connection_is_kept_unless_each_request_is_to_have_its_own(more: list[str], connections: int) -> None:
+    async with SseServer(Behaviour(first=0.01, gap=0)) as server:
+        code, _out, _err = await bench("closed", "--url", server.url, "--requests", 5, "--output-tokens", 2, *more)
+    assert (code, len(server.connections)) == (0, connections)
+
+
 async def test_same_question_at_the_same_moment_from_two_processes() -> None:
     async with SseServer(Behaviour(first=0.5, gap=0)) as server:
         words = ["same", "--url", server.url, "--users", 6, "--requests", 12, "--processes", 2, "--output-tokens", 3]
