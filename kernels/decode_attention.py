@@ -15,6 +15,7 @@ own length alone, so with the same `Splits` a row's result is the same, bit for 
 
 That product has 16 lines at least, of which a group of 4 heads fills 4. So with `firsts` a row may have up to `packed(group)`
 tokens, each of which sees the keys up to its own: they share the reading, too. A row of more gets nonsense for the first ones.
+Their parts are many: then a second kernel adds them up, with a program for each token's head.
 
 After Dao et al., "Flash-Decoding for long-context inference" (2023); the last arrival adds up, as in "Stream-K" (2023).
 """
@@ -27,35 +28,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.decode_pieces import PIECES, TILE, Pieces, combine, sum_up
+
 LOG2E = tl.constexpr(math.log2(math.e))
 # Programs of one warp, which need no barriers, eight a processor: the best of those measured on an H100, at every batch.
-TILE, STAGES, RESIDENTS = 16, 3, 8
+STAGES, RESIDENTS = 3, 8
 COMBINED = 2048  # elements of parts in registers at once when they are added up
-FEW = 1024  # rows up to which one schedule serves
 LINES = 16  # of a product, at least
 PACKED = 4  # tokens of a row, at most
-PIECES = 16  # pieces a row that scratch memory has room for
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A row is cut every `tokens` tokens, or into `most` pieces (a power of two) if it is too long for that."""
-
-    tokens: int
-    most: int
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1 or self.tokens % TILE or self.most < 1 or self.most & (self.most - 1):
-            raise ValueError(f"splits of {self.tokens} tokens, at most {self.most}: no multiple of {TILE} and power of two")
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """int32 [1 + rows * most, 4]: how many; of each row * most + number, first token, last, pieces of its row."""
-
-    table: Tensor
-    splits: Splits
-    lengths: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,13 +45,6 @@ class Scratch:
     partial: Tensor  # float32 [pieces, heads, head_dim]
     weights: Tensor  # float32 [pieces, heads]: log2 of the sum of exponentials
     arrivals: Tensor  # int32 [rows, kv_heads]: zero between launches
-
-
-def splits_for(rows: int) -> Splits:
-    """Short pieces while there are few rows, so that every processor has some; long ones when the rows alone fill them."""
-    if rows <= PIECES:
-        return Splits(64, 4 * PIECES)
-    return Splits(512, PIECES) if rows <= 3 * PIECES else Splits(1024, PIECES // 2)
 
 
 def packed(group: int) -> int:
@@ -103,28 +76,6 @@ def reference(query: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, sca
         scores = torch.einsum("hd,htd->ht", query[row], keys) * scale
         out[row] = torch.einsum("ht,htd->hd", scores.softmax(-1), values)
     return out
-
-
-@triton.jit(do_not_specialize=["lengths", "rows"])
-def _schedule(lengths, table, rows, split_tokens, ROWS: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr):
-    """One row's pieces into the table, behind those of the rows before it."""
-    row = tl.program_id(0)
-    every = tl.arange(0, ROWS)
-    length = tl.load(lengths + every, mask=every < rows, other=0)
-    piece = tl.maximum(split_tokens, tl.cdiv(tl.cdiv(length, MOST), TILE) * TILE)
-    count = tl.where(every < rows, tl.maximum(tl.cdiv(length, piece), 1), 0)  # an empty row has one, which writes its zeros
-    before = tl.sum(tl.where(every < row, count, 0), 0)
-    mine = tl.sum(tl.where(every == row, count, 0), 0)
-    tokens = tl.sum(tl.where(every == row, length, 0), 0)
-    size = tl.sum(tl.where(every == row, piece, 0), 0)
-    at = tl.arange(0, MOST)
-    record = table + 4 * (1 + before + at)
-    tl.store(record, row * MOST + at, mask=at < mine)
-    tl.store(record + 1, at * size, mask=at < mine)
-    tl.store(record + 2, tl.minimum(at * size + size, tokens), mask=at < mine)
-    tl.store(record + 3, mine, mask=at < mine)
-    if row == 0:
-        tl.store(table, tl.sum(count, 0))
 
 
 @triton.jit
@@ -186,34 +137,11 @@ def _lines(head, begin, tokens, HEADS: tl.constexpr, GROUP: tl.constexpr, PACK: 
     return begin + nth, heads, nth * ALL + heads, (g < GROUP * PACK) & (nth < tokens)
 
 
-@triton.jit
-def _combine(partial, weights, out, where_out, slots, real, count, ROOM: tl.constexpr, HEAD_DIM: tl.constexpr,
-             DIM: tl.constexpr, MOST: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
-    """Add up `count` parts of one (row, key head). Read past the first-level cache: other processors wrote them."""
-    d = tl.arange(0, DIM)
-    at = tl.arange(0, MOST)
-    mine = (at < count)[:, None] & real[None, :]
-    none = tl.where(real, float("-inf"), 0.0)[None, :]  # lines that only fill up the power of two stay finite
-    every = tl.load(weights + at[:, None] * ROOM + slots[None, :], mask=mine, other=none, cache_modifier=".cg")
-    peak = tl.max(every, 0)
-    total = tl.sum(tl.exp2(every - peak[None, :]), 0)
-    acc = tl.zeros([slots.shape[0], DIM], tl.float32)
-    whole = real[:, None] & (d < HEAD_DIM)[None, :]
-    for start in range(0, count, CHUNK):
-        part = start + tl.arange(0, CHUNK)
-        some = (part < count)[:, None] & real[None, :]
-        share = tl.load(weights + part[:, None] * ROOM + slots[None, :], mask=some, other=none, cache_modifier=".cg")
-        where = part[:, None, None] * (ROOM * HEAD_DIM) + (slots[:, None] * HEAD_DIM + d[None, :])[None, :, :]
-        piece = tl.load(partial + where, mask=some[:, :, None] & whole[None, :, :], other=0.0, cache_modifier=".cg")
-        acc += tl.sum(piece * (tl.exp2(share - peak[None, :]) / total[None, :])[:, :, None], 0)
-    tl.store(out + where_out[:, None] + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
-
-
 @triton.jit(do_not_specialize=["tables", "table_row", "pieces", "firsts", "lengths"])
 def _decode(
     query, pages, tables, out, table, partial, weights, arrivals, firsts, lengths, scale, pieces,
     query_row, query_head, page_stride, token_stride, head_stride, table_row, out_row, out_head,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, SUMMED: tl.constexpr, PACK: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, PACK: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, MOST: tl.constexpr, TILE: tl.constexpr,
     STAGES: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
@@ -243,31 +171,23 @@ def _decode(
             scale * LOG2E, page_stride, token_stride, head_stride, PACK, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE, STAGES,
         )  # fmt: skip
         if count == 1:
-            target = token * out_row + heads * out_head
-            tl.store(out + target[:, None] + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
+            where = token * out_row + heads * out_head
+            tl.store(out + where[:, None] + d[None, :], acc.to(out.dtype.element_ty), mask=whole)
         else:
             mine = place.to(tl.int64) * ROOM + slots
             tl.store(partial + mine[:, None] * HEAD_DIM + d[None, :], acc, mask=whole)
             tl.store(weights + mine, weight, mask=real)
-            tl.debug_barrier()  # every thread's part before the one thread's arrival
-            arrival = arrivals + row * KV_HEADS + head
-            if tl.atomic_add(arrival, 1, sem="release") == count - 1:
-                tl.atomic_xchg(arrival, 0, sem="acquire")
-                part = row.to(tl.int64) * (MOST * ROOM)
-                each, its_heads, its_slots, its_real = _lines(head, begin, tokens, SUMMED, GROUP, PACK, ALL)
-                _combine(
-                    partial + part * HEAD_DIM, weights + part, out, each * out_row + its_heads * out_head, its_slots, its_real,
-                    count, ROOM, HEAD_DIM, DIM, MOST, CHUNK,
-                )  # fmt: skip
-
-
-def schedule(lengths: Tensor, splits: Splits) -> Pieces:
-    """Once a step, for all layers."""
-    rows = len(lengths)
-    table = torch.empty(1 + rows * splits.most, 4, dtype=torch.int32, device=lengths.device)
-    wide = 32 if rows <= 32 else max(FEW, triton.next_power_of_2(rows))  # not one for each: every one is compiled
-    _schedule[(rows,)](lengths, table, rows, splits.tokens, wide, splits.most, TILE, num_warps=1)
-    return Pieces(table, splits, lengths)
+            if firsts is None:  # else `sum_up` follows: so many lines would keep one program long
+                tl.debug_barrier()  # every thread's part before the one thread's arrival
+                arrival = arrivals + row * KV_HEADS + head
+                if tl.atomic_add(arrival, 1, sem="release") == count - 1:
+                    tl.atomic_xchg(arrival, 0, sem="acquire")
+                    part = row.to(tl.int64) * (MOST * ALL) + head * GROUP
+                    target = out + row * out_row + head * GROUP * out_head
+                    combine(
+                        partial + part * HEAD_DIM, weights + part, target, out_head, count, ALL, GROUP, HEAD_DIM, DIM, MOST,
+                        CHUNK,
+                    )  # fmt: skip
 
 
 def decode_attention(
@@ -293,7 +213,9 @@ def decode_attention(
     _decode[(min(processors * RESIDENTS, count * kv_heads),)](
         query, pages, tables, out, pieces.table, scratch.partial, scratch.weights, scratch.arrivals, firsts, pieces.lengths,
         scale, count, query.stride(0), query.stride(1), pages.stride(0), pages.stride(1), pages.stride(2), tables.stride(0),
-        out.stride(0), out.stride(1), kv_heads, group, max(LINES, wide), wide, pack, head_dim, dim, block_size, most, TILE,
+        out.stride(0), out.stride(1), kv_heads, group, max(LINES, wide), pack, head_dim, dim, block_size, most, TILE,
         STAGES, max(1, COMBINED // (wide * dim)), num_warps=1,
     )  # fmt: skip
+    if firsts is not None:
+        sum_up(scratch.partial, scratch.weights, pieces, firsts, out, pack)
     return out

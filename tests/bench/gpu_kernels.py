@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import decode_attention as decode
+from kernels import decode_pieces as cut
 from kernels import prefill_attention as prefill
 from tests.kernels.paged import error, filled, random
 
@@ -70,7 +71,7 @@ def captured(calls: list[Timed]) -> float:
     return median(graph_of(calls).replay) / len(calls)
 
 
-def decode_calls(rows: int, context: int, splits: decode.Splits, layers: int) -> list[Timed]:
+def decode_calls(rows: int, context: int, splits: cut.Splits, layers: int) -> list[Timed]:
     blocks = -(-context // BLOCK_SIZE)
     tables = torch.randperm(rows * blocks, device=GPU).to(torch.int32).view(rows, blocks)
     lengths = torch.full((rows,), context, dtype=torch.int32, device=GPU)
@@ -80,7 +81,7 @@ def decode_calls(rows: int, context: int, splits: decode.Splits, layers: int) ->
     shape = (rows * blocks, BLOCK_SIZE, 2 * KV_HEADS, HEAD_DIM)
     every = [torch.randn(shape, dtype=torch.bfloat16, device=GPU) for _ in range(layers)]
 
-    pieces = decode.schedule(lengths, splits)
+    pieces = cut.schedule(lengths, splits)
 
     def call(pages: Tensor) -> Timed:
         return lambda: decode.decode_attention(query, pages, tables, pieces, out, spare, SCALE, processors())
@@ -92,7 +93,7 @@ def processors() -> int:
     return torch.cuda.get_device_properties(GPU).multi_processor_count
 
 
-def measure_decode(rows: int, context: int, splits: decode.Splits) -> dict[str, Any]:
+def measure_decode(rows: int, context: int, splits: cut.Splits) -> dict[str, Any]:
     """On pages of as many layers as do not stay in the cache."""
     size = rows * context * 2 * KV_HEADS * HEAD_DIM * 2
     layers = max(2, min(32, 2**30 // size))
@@ -110,7 +111,7 @@ def check_decode() -> dict[str, Any]:
     worst, same = 0.0, True
     for tokens in (64, 256, 1024):
         spare = decode.scratch(len(lengths), HEADS, KV_HEADS, HEAD_DIM, GPU)
-        pieces = decode.schedule(on_device, decode.Splits(tokens, 16))
+        pieces = cut.schedule(on_device, cut.Splits(tokens, 16))
         outs = [torch.full_like(query, float("nan")) for _ in range(5)]
         for out in outs:
             decode.decode_attention(query, pages, tables, pieces, out, spare, SCALE, processors())
@@ -183,8 +184,8 @@ def copy_bandwidth() -> dict[str, Any]:
 def decode_rows(sweep: bool) -> Iterator[dict[str, Any]]:
     yield check_decode()
     for rows, context in DECODED:
-        swept = [decode.Splits(tokens, 8 if rows > 48 else 16) for tokens in (64, 128, 256, 512, 1024, 2048)]
-        for splits in [decode.splits_for(rows), *(swept if sweep else [])]:
+        swept = [cut.Splits(tokens, 8 if rows > 48 else 16) for tokens in (64, 128, 256, 512, 1024, 2048)]
+        for splits in [cut.splits_for(rows), *(swept if sweep else [])]:
             yield measure_decode(rows, context, splits)
 
 

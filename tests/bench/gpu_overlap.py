@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kernels import decode_attention as decode
+from kernels import decode_pieces as cut
 from kernels import hopper_swiglu
 from kernels.hopper_swiglu import swiglu
 from kernels.silu_mul import silu_mul
@@ -59,7 +60,7 @@ def attention(rows: int, context: int) -> Callable[[int, int], None]:
     lengths = torch.full((rows,), context, dtype=torch.int32, device=GPU)
     query = random(rows, HEADS, HEAD_DIM, dtype=torch.bfloat16, device=GPU)
     out, spare = torch.empty_like(query), decode.scratch(rows, HEADS, KV_HEADS, HEAD_DIM, GPU)
-    pieces = decode.schedule(lengths, decode.splits_for(rows))
+    pieces = cut.schedule(lengths, cut.splits_for(rows))
     shape = (rows * blocks, BLOCK_SIZE, 2 * KV_HEADS, HEAD_DIM)
     layers = [torch.randn(shape, dtype=torch.bfloat16, device=GPU) for _ in range(LAYERS)]
     return lambda layer, fill: decode.decode_attention(query, layers[layer], tables, pieces, out, spare, SCALE, fill)

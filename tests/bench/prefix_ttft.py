@@ -42,7 +42,8 @@ class Seen(NamedTuple):
 async def ask(client: Client, tokens: list[int], wanted: int = 2) -> tuple[Seen, int]:
     """And how many tokens of the prompt were found."""
     started = time.perf_counter()
-    await client.send("generate", "a", prompt=tokens, max_tokens=wanted, temperature=0, ignore_eos=True)
+    given = {"prompt": tokens, "max_tokens": wanted, "temperature": 0, "ignore_eos": True}
+    await client.send("generate", "a", **given, return_token_ids=True)  # so that a token without text is told as well
     first = 0.0
     while (frame := await client.frame())["type"] != "done":
         if frame["type"] == "token" and not first:

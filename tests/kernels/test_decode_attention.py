@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.decode_attention import PACKED, Splits, decode_attention, packed, reference, schedule, scratch, splits_for
+from kernels.decode_attention import PACKED, decode_attention, packed, reference, scratch
+from kernels.decode_pieces import Splits, schedule, splits_for
 from kernels.prefill_attention import reference as several
 from tests.kernels.paged import error, filled, random
 

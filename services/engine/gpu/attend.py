@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from kernels import decode_attention as decode
+from kernels import decode_pieces as cut
 from kernels import prefill_attention as prefill
 from kernels.embed import gather_tables
 from services.engine.gpu.inputs import FEW_ROWS, Arrays, Step, Tables
@@ -36,10 +37,10 @@ class Attention:
             gather_tables(slots, ends, tables.all, self._drawn_tables, block_size)
         if n := step.decodes:
             alike = FEW_ROWS[-1] if step.packed and n > FEW_ROWS[0] else n  # fewer ways to split, of kernels to compile
-            self._pieces = decode.schedule(arrays.decode_ends[:n], decode.splits_for(alike))
+            self._pieces = cut.schedule(arrays.decode_ends[:n], cut.splits_for(alike))
         if not self.invariant:
             ends = arrays.ends[: step.rows] if step.all_drawn else arrays.drawn_ends[: step.drawn]
-            self._drawn_pieces = decode.schedule(ends, decode.splits_for(len(ends)))
+            self._drawn_pieces = cut.schedule(ends, cut.splits_for(len(ends)))
 
     def all(self, query: Tensor, page: Tensor) -> Tensor:
         """[tokens, heads, head_dim] -> the same, contiguous; the pages hold the step's own keys and values already."""
@@ -75,6 +76,6 @@ class Attention:
         )
 
     def _decode(
-        self, query: Tensor, page: Tensor, tables: Tensor, pieces: decode.Pieces, out: Tensor, firsts: Tensor | None = None
+        self, query: Tensor, page: Tensor, tables: Tensor, pieces: cut.Pieces, out: Tensor, firsts: Tensor | None = None
     ) -> Tensor:
         return decode.decode_attention(query, page, tables, pieces, out, self._spare, self.scale, self.processors, firsts)

@@ -91,8 +91,8 @@ class GpuFerry:
 
     def bring(self, memory: memoryview, places: Sequence[int], blocks: Sequence[int]) -> Cargo:
         """Returns at once, if the memory is locked."""
-        room = self._room()
         with torch.inference_mode(), self._copies():
+            room = self._room()
             room.taken.hold()
             self._copy(memory, places, room.staged)
             arrived = Mark(self._device)

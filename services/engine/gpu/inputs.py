@@ -166,12 +166,9 @@ class Tables:
 
     def update(self, rows: Iterable[Row]) -> None:
         width = self.all.shape[1]
-        places: list[int] = []
-        blocks: list[int] = []
-        for row in rows:
-            if row.told < len(row.blocks):
-                places += range(row.slot * width + row.told, row.slot * width + len(row.blocks))
-                blocks += row.blocks[row.told :]
-        if places:
-            news = send(torch.tensor([places, blocks]), self.all.device)
-            self._flat[news[0]] = news[1].int()
+        news = [row for row in rows if row.told < len(row.blocks)]
+        if news:
+            places = [np.arange(row.slot * width + row.told, row.slot * width + len(row.blocks)) for row in news]
+            blocks = [np.array(row.blocks[row.told :]) for row in news]
+            sent = send(np.stack((np.concatenate(places), np.concatenate(blocks))), self.all.device)
+            self._flat[sent[0]] = sent[1].int()
