@@ -48,6 +48,7 @@ class PrefixTier:
         self._chains: asyncio.Queue[Chain] = asyncio.Queue(MAX_CHAINS)
         self._stored: OrderedDict[bytes, None] = OrderedDict()
         self._turn = asyncio.Lock()  # to fetch
+        self._asked: asyncio.Future[Offer | None] | None = None  # what the fetching thread was asked last
 
     # -- loading ---------------------------------------------------------------------------------------------------
 
@@ -91,12 +92,30 @@ class PrefixTier:
             self._pages.release(here)
 
     async def _bring_missing(self, missing: Seq[Label]) -> None:
-        offer = await asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.find, missing)
+        offer = await self._find(missing)
         if offer is None:
             return
         try:
             await self._bring(offer, missing[: len(offer.lease.slots)])
         finally:
+            self._fetching.submit(self._fetcher.release, offer)
+
+    async def _find(self, missing: Seq[Label]) -> Offer | None:
+        """None, too, where the answer takes as long as computing these blocks, and until it is there: locking a cache's memory
+        for a GPU takes a fifth of a second a gigabyte, when an engine starts and when a cache was restarted.
+        """
+        if self._asked is not None and not self._asked.done():
+            return None
+        asked = self._asked = asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.find, missing)
+        try:
+            await asyncio.wait({asked}, timeout=self.worth.prefill_s(len(missing)))
+        finally:
+            if not asked.done():
+                asked.add_done_callback(self._too_late)
+        return asked.result() if asked.done() else None
+
+    def _too_late(self, asked: "asyncio.Future[Offer | None]") -> None:
+        if not asked.cancelled() and asked.exception() is None and (offer := asked.result()) is not None:
             self._fetching.submit(self._fetcher.release, offer)
 
     async def _bring(self, offer: Offer, labels: Seq[Label]) -> None:
@@ -133,7 +152,7 @@ class PrefixTier:
 
     async def work(self) -> None:
         """Store what is offered, until cancelled."""
-        self._fetching.submit(self._fetcher.connect)
+        self._asked = asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.connect)
         while True:
             chain = await self._chains.get()
             try:

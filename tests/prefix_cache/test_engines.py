@@ -63,6 +63,15 @@ async def test_a_new_engine_finds_what_another_computed() -> None:
         assert await counted(mesh, "prefix_fetched_tokens") == 1000 // 16 * 16
 
 
+async def test_nobody_waits_while_a_caches_memory_is_locked() -> None:
+    """Which takes a GPU seconds. What is computed meanwhile is stored all the same."""
+    async with EngineMesh(1, env={"CHAIN_PIN_S": "8"}) as mesh:
+        tokens = prompt(600)
+        async with asyncio.timeout(4):
+            assert await check(mesh, tokens) == 0
+        await stored(mesh, 600 // 16)
+
+
 async def test_what_many_miss_comes_once() -> None:
     async with EngineMesh(1) as mesh:
         tokens = prompt(1000)
