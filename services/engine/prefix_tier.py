@@ -21,6 +21,7 @@ from services.engine.sequence import Sequence
 from shared.page import Buffer, Label
 from shared.stats import Stats
 
+ASK_S = 0.25  # for an answer, which takes a millisecond on a host and a round trip between hosts
 MAX_CHAINS = 64  # waiting to be stored; more are not
 HAND_OVER_S = 1.0
 REMEMBERED = 4096  # chains that were stored lately
@@ -101,14 +102,14 @@ class PrefixTier:
             self._fetching.submit(self._fetcher.release, offer)
 
     async def _find(self, missing: Seq[Label]) -> Offer | None:
-        """None, too, where the answer takes as long as computing these blocks, and until it is there: locking a cache's memory
-        for a GPU takes a fifth of a second a gigabyte, when an engine starts and when a cache was restarted.
+        """None, too, where the answer takes long, and until it is there: locking a cache's memory for a GPU takes a fifth of a
+        second a gigabyte, when an engine starts and when a cache was restarted.
         """
         if self._asked is not None and not self._asked.done():
             return None
         asked = self._asked = asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.find, missing)
         try:
-            await asyncio.wait({asked}, timeout=self.worth.prefill_s(len(missing)))
+            await asyncio.wait({asked}, timeout=min(ASK_S, self.worth.prefill_s(len(missing))))
         finally:
             if not asked.done():
                 asked.add_done_callback(self._too_late)
