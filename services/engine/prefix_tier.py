@@ -63,7 +63,7 @@ class PrefixTier:
 
     async def _load(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
         """In turn, so that what several requests miss comes once; nobody waits longer than computing it takes."""
-        missing = self._missing(hashes)
+        missing = self._missing(hashes, self._pages.match(hashes))
         if not missing:
             return
         try:
@@ -76,15 +76,15 @@ class PrefixTier:
         finally:
             self._turn.release()
 
-    def _missing(self, hashes: Seq[bytes]) -> int:
+    def _missing(self, hashes: Seq[bytes], here: Seq[int]) -> int:
         """How many blocks of a chain are not here; 0 where they are too few to be worth asking."""
-        missing = len(hashes) - len(self._pages.match(hashes))
+        missing = len(hashes) - len(here)
         return missing if missing * self._pages.block_size >= LEAST_TOKENS else 0
 
     async def _fetch(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
-        if not 0 < self._missing(hashes) <= self._pages.free:
+        here = self._pages.match(hashes)  # others may have brought some meanwhile
+        if not 0 < self._missing(hashes, here) <= self._pages.free:
             return
-        here = self._pages.match(hashes)
         missing = labels(self._space, hashes, tokens, len(here), self._pages.block_size)
         self._pages.take(here)  # or room for what is missing would be made by forgetting what it follows
         try:
@@ -174,8 +174,9 @@ class PrefixTier:
         loop = asyncio.get_running_loop()
         while (offer := await loop.run_in_executor(self._storing, self._storer.reserve, chain.hashes)) is not None:
             wanted = [at for at, slot in enumerate(offer.lease.slots) if slot >= 0]
+            meant = labels(self._space, chain.hashes, chain.tokens, 0, self._pages.block_size)
             written, portion = 0, self._device.ferry.portion
-            while written < len(wanted) and (count := await self._write(offer, chain, wanted[written:][:portion])):
+            while written < len(wanted) and (count := await self._write(offer, meant, wanted[written:][:portion])):
                 written += count
             await loop.run_in_executor(self._storing, self._storer.commit, offer, written)
             if not written:
@@ -184,10 +185,10 @@ class PrefixTier:
         if len(self._stored) > REMEMBERED:
             self._stored.popitem(last=False)
 
-    async def _write(self, offer: Offer, chain: Chain, wanted: Seq[int]) -> int:
+    async def _write(self, offer: Offer, meant: Seq[Label], wanted: Seq[int]) -> int:
         """Copy some blocks of a chain out of the device, as long as they are here, and into the cache. How many?"""
         loop = asyncio.get_running_loop()
-        here = self._pages.match(chain.hashes[: wanted[-1] + 1])
+        here = self._pages.match([label.hash for label in meant[: wanted[-1] + 1]])
         wanted = [at for at in wanted if at < len(here)]
         blocks = [here[at] for at in wanted]
         if not blocks:
@@ -198,10 +199,9 @@ class PrefixTier:
             payloads, sums = await loop.run_in_executor(self._storing, self._device.ferry.export, blocks)
         finally:
             self._pages.release(blocks)
-        return await loop.run_in_executor(self._storing, self._write_all, offer, chain, wanted, payloads, sums)
+        return await loop.run_in_executor(self._storing, self._write_all, offer, meant, wanted, payloads, sums)
 
-    def _write_all(self, offer: Offer, chain: Chain, wanted: Seq[int], payloads: Seq[Buffer], sums: Seq[int]) -> int:
-        meant = labels(self._space, chain.hashes, chain.tokens, 0, self._pages.block_size)
+    def _write_all(self, offer: Offer, meant: Seq[Label], wanted: Seq[int], payloads: Seq[Buffer], sums: Seq[int]) -> int:
         done = 0
         for at, payload, payload_sum in zip(wanted, payloads, sums, strict=True):
             if not self._storer.write(offer, at, meant[at], payload, payload_sum):
