@@ -85,6 +85,15 @@ def reading(make: Make, device: torch.device, address: str) -> Iterator[Reader]:
         reader.fetcher.close()
 
 
+@contextmanager
+def offered(make: Make, device: torch.device, cache: CacheMesh) -> Iterator[tuple[Reader, Offer, list[Label], Tensor]]:
+    """What a cache on this host has; and the pages as they were stored."""
+    labels = labelled()
+    wanted = store(make, device, cache.socket, labels, THERE)
+    with reading(make, device, cache.socket) as reader:
+        yield reader, reader.found(labels), labels, wanted
+
+
 BLOCKS, THERE = [3, 1, 19, 8, 0, 7, 12], [4, 5, 6, 11, 2, 9, 18]
 WAYS = pytest.mark.parametrize(("make", "device"), [(HostFerry, torch.device("cpu")), (on_gpu, DEVICE)])
 
@@ -107,10 +116,9 @@ def test_what_was_stored_arrives(make: Make, device: torch.device, near: bool, c
 @pytest.mark.parametrize("seed", range(6))
 def test_a_bit_flips(make: Make, device: torch.device, seed: int, cache: CacheMesh) -> None:
     """Anywhere in what is used of a page: it and those behind it are misses, and the cache gives it to nobody again."""
-    chance, labels = random.Random(seed), labelled()
-    wanted = store(make, device, cache.socket, labels, THERE)
-    with reading(make, device, cache.socket) as reader:
-        offer, bad = reader.found(labels), chance.randrange(PAGES)
+    chance = random.Random(seed)
+    with offered(make, device, cache) as (reader, offer, labels, wanted):
+        bad = chance.randrange(PAGES)
         memory = offer.client.memory
         assert memory is not None
         used = 92 + 32 + 8 if seed % 3 == 0 else 0  # of the header, if not of the payload
@@ -127,10 +135,7 @@ def test_a_bit_flips(make: Make, device: torch.device, seed: int, cache: CacheMe
 @WAYS
 def test_pages_change_places(make: Make, device: torch.device, cache: CacheMesh) -> None:
     """Two payloads swapped under their headers: both are well-formed pages, and neither is the one that it is said to be."""
-    labels = labelled()
-    store(make, device, cache.socket, labels, THERE)
-    with reading(make, device, cache.socket) as reader:
-        offer = reader.found(labels)
+    with offered(make, device, cache) as (reader, offer, labels, _):
         memory, size = offer.client.memory, offer.client.slot_bytes
         assert memory is not None
         second, fifth = (slice(offer.lease.slots[at] * size + HEAD_BYTES, (offer.lease.slots[at] + 1) * size) for at in (2, 5))
@@ -141,10 +146,7 @@ def test_pages_change_places(make: Make, device: torch.device, cache: CacheMesh)
 
 @WAYS
 def test_time_is_over(make: Make, device: torch.device, cache: CacheMesh) -> None:
-    labels = labelled()
-    store(make, device, cache.socket, labels, THERE)
-    with reading(make, device, cache.socket) as reader:
-        offer = reader.found(labels)
+    with offered(make, device, cache) as (reader, offer, labels, _):
         offer.deadline = 0.0
         assert reader.fetcher.bring(offer, labels, BLOCKS) == 0
         assert not reader.pages.any() and not reader.stats.counters["prefix_spoiled"]
