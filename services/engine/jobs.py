@@ -64,7 +64,8 @@ class Jobs:
             else:
                 fresh.append(sampled)
             if sequence.done:
-                self._keep(sequence)
+                if self._tier is not None:
+                    self._tier.offer(sequence, len(sequence.tokens))
                 self.end(job, sequence.choice, sequence.finish or "cancelled", now)
         return began
 
@@ -73,12 +74,8 @@ class Jobs:
         job.first_token_at = now
         if self._tier is not None:
             self._tier.worth.note_prefill(job.prompt_tokens - job.cached_tokens, now - job.started_at)
-        if job.cached_tokens or sequence.parts:
-            self._keep(sequence)
-
-    def _keep(self, sequence: Sequence) -> None:
-        if self._tier is not None:
-            self._tier.offer(sequence)
+            if job.cached_tokens or sequence.parts:
+                self._tier.offer(sequence, sequence.cached)
 
     def end(self, job: Job, choice: int, reason: FinishReason, now: float) -> None:
         """One choice is complete, and perhaps the whole job."""

@@ -74,5 +74,5 @@ def whole_chain(hashes: Sequence[bytes], parent: bytes, tokens: Sequence[int], b
 
 def labels(space: bytes, hashes: Sequence[bytes], tokens: Sequence[int], first: int, block_size: int) -> list[Label]:
     """What the pages of a chain must claim to be, from block `first` on."""
-    ids, width = pack_ids(tokens), 4 * block_size
-    return [Label(space, hash, ids[at * width : (at + 1) * width]) for at, hash in enumerate(hashes[first:], start=first)]
+    ids, width = pack_ids(tokens[first * block_size : len(hashes) * block_size]), 4 * block_size
+    return [Label(space, hash, ids[at * width : (at + 1) * width]) for at, hash in enumerate(hashes[first:])]

@@ -93,6 +93,14 @@ class Fetcher:
             with contextlib.suppress(CacheDown):
                 source.client(CONNECT_S)
 
+    def hopes(self, pages: int) -> bool:
+        """Whether so many pages would be worth fetching, if a cache had them all."""
+        hoped = any(self._worth.gain_s(source.address, pages) > 0 for source in self._sources)
+        if not hoped:
+            for source in self._sources:
+                self._worth.fetch(source.address).doubt()
+        return hoped
+
     def find(self, labels: Sequence[Label]) -> Offer | None:
         """The cache from which fetching these pages saves the most; it may take as long as it saves."""
         deadline = time.monotonic() + self._worth.prefill_s(len(labels))

@@ -18,7 +18,7 @@ from services.engine.prefix import LEAST_TOKENS, Worth, labels, whole_chain
 from services.engine.prefix_source import Fetcher, Offer
 from services.engine.prefix_storer import Storer
 from services.engine.sequence import Sequence
-from shared.page import Buffer, Label
+from shared.page import Label
 from shared.stats import Stats
 
 ASK_S = 0.25  # for an answer, which takes a millisecond on a host and a round trip between hosts
@@ -64,7 +64,7 @@ class PrefixTier:
     async def _load(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
         """In turn, so that what several requests miss comes once; nobody waits longer than computing it takes."""
         missing = self._missing(hashes, self._pages.match(hashes))
-        if not missing:
+        if not missing or not self._fetcher.hopes(missing):
             return
         try:
             async with asyncio.timeout(self.worth.prefill_s(missing)):
@@ -102,7 +102,7 @@ class PrefixTier:
             self._fetching.submit(self._fetcher.release, offer)
 
     async def _find(self, missing: Seq[Label]) -> Offer | None:
-        """None, too, where the answer takes long, and until it is there: locking a cache's memory for a GPU takes a fifth of a
+        """None, too, where the answer takes long, and until it is there: locking a cache's memory for a GPU takes a tenth of a
         second a gigabyte, when an engine starts and when a cache was restarted.
         """
         if self._asked is not None and not self._asked.done():
@@ -135,11 +135,11 @@ class PrefixTier:
 
     # -- storing ---------------------------------------------------------------------------------------------------
 
-    def offer(self, sequence: Sequence) -> None:
-        """Store a sequence's full blocks, and its parts', in the background; not if too many are waiting already."""
+    def offer(self, sequence: Sequence, tokens: int) -> None:
+        """Store the full blocks of its first tokens, and its parts, in the background; not if too many are waiting."""
         for part in sequence.parts:
             self._offer(part.hashes, part.tokens)
-        self._offer(sequence.hashes, sequence.tokens)
+        self._offer(sequence.hashes[: tokens // self._pages.block_size], sequence.tokens)
 
     def _offer(self, hashes: Seq[bytes], tokens: Seq[int]) -> None:
         full = len(self._pages.match(hashes))
@@ -164,47 +164,47 @@ class PrefixTier:
     async def hand_over(self, sequences: Iterable[Sequence]) -> None:
         """Store what running sequences have, so that whoever goes on with them need not compute it again."""
         for sequence in sequences:
-            self.offer(sequence)
+            self.offer(sequence, len(sequence.tokens))
         try:
             await asyncio.wait_for(self._chains.join(), HAND_OVER_S)
         except TimeoutError:
             log.warning("not all pages could be stored in time")
 
     async def _store(self, chain: Chain) -> None:
-        loop = asyncio.get_running_loop()
-        while (offer := await loop.run_in_executor(self._storing, self._storer.reserve, chain.hashes)) is not None:
+        run, portion = asyncio.get_running_loop().run_in_executor, self._device.ferry.portion
+        while (offer := await run(self._storing, self._storer.reserve, chain.hashes)) is not None:
             wanted = [at for at, slot in enumerate(offer.lease.slots) if slot >= 0]
-            meant = labels(self._space, chain.hashes, chain.tokens, 0, self._pages.block_size)
-            written, portion = 0, self._device.ferry.portion
-            while written < len(wanted) and (count := await self._write(offer, meant, wanted[written:][:portion])):
+            written = 0
+            while written < len(wanted) and (count := await self._write(offer, chain, wanted[written:][:portion])):
                 written += count
-            await loop.run_in_executor(self._storing, self._storer.commit, offer, written)
-            if not written:
+            await run(self._storing, self._storer.commit, offer, written)
+            if not written or len(offer.lease.slots) == len(chain.hashes):
                 break
         self._stored[chain.hashes[-1]] = None
         if len(self._stored) > REMEMBERED:
             self._stored.popitem(last=False)
 
-    async def _write(self, offer: Offer, meant: Seq[Label], wanted: Seq[int]) -> int:
+    async def _write(self, offer: Offer, chain: Chain, wanted: Seq[int]) -> int:
         """Copy some blocks of a chain out of the device, as long as they are here, and into the cache. How many?"""
-        loop = asyncio.get_running_loop()
-        here = self._pages.match([label.hash for label in meant[: wanted[-1] + 1]])
+        run, first = asyncio.get_running_loop().run_in_executor, wanted[0]
+        here = self._pages.match(chain.hashes[: wanted[-1] + 1])
         wanted = [at for at in wanted if at < len(here)]
-        blocks = [here[at] for at in wanted]
-        if not blocks:
+        if not wanted:
             return 0
+        meant = labels(self._space, chain.hashes[: wanted[-1] + 1], chain.tokens, first, self._pages.block_size)
+        blocks = [here[at] for at in wanted]
         self._pages.take(blocks)
         try:
-            await loop.run_in_executor(self._device_thread, self._device.ferry.follow)
-            payloads, sums = await loop.run_in_executor(self._storing, self._device.ferry.export, blocks)
+            await run(self._device_thread, self._device.ferry.follow)
+            return await run(self._storing, self._export, offer, wanted, [meant[at - first] for at in wanted], blocks)
         finally:
             self._pages.release(blocks)
-        return await loop.run_in_executor(self._storing, self._write_all, offer, meant, wanted, payloads, sums)
 
-    def _write_all(self, offer: Offer, meant: Seq[Label], wanted: Seq[int], payloads: Seq[Buffer], sums: Seq[int]) -> int:
+    def _export(self, offer: Offer, wanted: Seq[int], meant: Seq[Label], blocks: Seq[int]) -> int:
+        payloads, sums = self._device.ferry.export(blocks)
         done = 0
-        for at, payload, payload_sum in zip(wanted, payloads, sums, strict=True):
-            if not self._storer.write(offer, at, meant[at], payload, payload_sum):
+        for at, label, payload, payload_sum in zip(wanted, meant, payloads, sums, strict=True):
+            if not self._storer.write(offer, at, label, payload, payload_sum):
                 break
             done += 1
         return done

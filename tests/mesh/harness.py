@@ -148,12 +148,21 @@ class RunningMesh:
         return process.pid
 
     async def drained(self, timeout_s: float = 10) -> None:
-        """Wait until nothing is outstanding: no entry in a queue, no page in use."""
+        """Wait until nothing is outstanding: no entry in a queue, no page in use. Raises TimeoutError, which says what is."""
+        left: list[str] = []
+        try:
+            await self._drained(timeout_s, left)
+        except TimeoutError:
+            raise TimeoutError(f"not drained after {timeout_s} s: {', '.join(left)}") from None
+
+    async def _drained(self, timeout_s: float, left: list[str]) -> None:
         async with asyncio.timeout(timeout_s):
             while True:
                 depths = await self.bus.depths([self.bus.names.submit, self.bus.names.work])
-                engines = [beat.gauges for beat in await self.bus.members() if beat.stage == "engine"]
-                if not any(depths) and all(g["free_blocks"] == g["blocks"] - 1 for g in engines):
+                engines = [beat for beat in await self.bus.members() if beat.stage == "engine"]
+                using = [beat for beat in engines if beat.gauges["free_blocks"] != beat.gauges["blocks"] - 1]
+                left[:] = [f"queues {depths}", *(f"{beat.id} {beat.gauges}" for beat in using)]
+                if not any(depths) and not using:
                     return
                 await asyncio.sleep(0.1)
 

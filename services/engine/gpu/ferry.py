@@ -19,7 +19,9 @@ from shared.page import Buffer, slot_bytes
 PORTION_BYTES = 64 << 20  # 1.2 ms of a link of 55 GB/s: a late host is no gap, and the last portion's sums are soon made
 AHEAD = 4  # portions on their way: bounds what is staged, 256 MiB
 COPY_BYTES = 8 << 20  # at once: what a step sends to the device waits behind it, 0.15 ms
+LOCKED_BYTES = 64 << 20  # at once: no step can be started meanwhile, 2 ms
 PORTABLE = 1  # cudaHostRegisterPortable: for all of the process's threads and contexts
+POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, since Linux 5.14
 WORD = (1 << 64) - 1
 log = logging.getLogger("headrace")
 
@@ -45,13 +47,24 @@ class Cargo:
         return [word & WORD for word in self.found.tolist()]
 
 
-def runs(places: Sequence[int], apart: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Neighbours among places, up to `most`: the number of the first of them, where it lies, and how many there are."""
+def runs(places: Sequence[int], apart: int, most: int, piece: int) -> Iterator[tuple[int, int, int]]:
+    """Neighbours among places, up to `most`, in the same piece of a memory that is cut into pieces of so many bytes: the number
+    of the first of them, where it lies, and how many there are.
+    """
     first = 0
     for at in range(1, len(places) + 1):
-        if at == len(places) or at == first + most or places[at] != places[at - 1] + apart:
+        if (
+            at in (len(places), first + most)
+            or places[at] != places[at - 1] + apart
+            or places[at] // piece != places[first] // piece
+        ):
             yield first, places[first], at - first
             first = at
+
+
+def pieces(size: int, piece: int) -> Iterator[tuple[int, int]]:
+    """Where each piece begins, and its size."""
+    return ((at, min(piece, size - at)) for at in range(0, size, piece))
 
 
 class GpuFerry:
@@ -62,8 +75,9 @@ class GpuFerry:
     """
 
     def __init__(
-        self, pages: Tensor, stream: Stream, way: str = "", portion_bytes: int = PORTION_BYTES, ahead: int = AHEAD
-    ) -> None:
+        self, pages: Tensor, stream: Stream, way: str = "", portion_bytes: int = PORTION_BYTES, ahead: int = AHEAD,
+        locked_bytes: int = LOCKED_BYTES,
+    ) -> None:  # fmt: skip
         self.page_bytes, self.ahead, self._stream, self._device = pages[:, 0].nbytes, ahead, stream, pages.device
         if self.page_bytes // len(pages) % 8:
             raise ValueError(f"a layer's page of {self.page_bytes // len(pages)} bytes is not made of words of 8")
@@ -71,6 +85,7 @@ class GpuFerry:
         self.portion = max(1, portion_bytes // self.page_bytes)
         self._words = pages.flatten(2).view(torch.int64)  # [layers, blocks, words]
         self._slot = slot_bytes(self.page_bytes)
+        self._piece = self._slot * max(1, locked_bytes // self._slot)  # of a cache's memory: no page lies in two of them
         self._copies, self._places, self._exports = (Stream(pages.device) for _ in range(3))
         self._rooms: list[Room] = []
         self._begun = 0
@@ -115,26 +130,39 @@ class GpuFerry:
         return self._rooms[self._begun % self.ahead]
 
     def _copy(self, memory: memoryview, places: Sequence[int], staged: Tensor) -> None:
-        """Neighbouring slots in one copy, with the headers that lie between their payloads."""
+        """Neighbouring slots in one copy, with the headers that lie between their payloads. None reads two locked pieces."""
         source = torch.frombuffer(memory, dtype=torch.uint8)
-        for at, first, count in runs(places, self._slot, max(1, COPY_BYTES // self._slot)):
+        for at, first, count in runs(places, self._slot, max(1, COPY_BYTES // self._slot), self._piece):
             size = (count - 1) * self._slot + self.page_bytes
             staged[at * self._slot :][:size].copy_(source[first : first + size], non_blocking=True)
 
     def pin(self, memory: memoryview) -> bool:
+        """`memory` begins with a memory page. 0.1 s a gigabyte, of which 2 ms at a time keep steps from being started."""
         if self._device.type != "cuda":
             return False
-        runtime = torch.cuda.cudart()
+        runtime, address = torch.cuda.cudart(), _address(memory)
         with torch.cuda.device(self._device):
-            done = runtime.cudaHostRegister(_address(memory), len(memory), PORTABLE)
-        if done != runtime.cudaError.success:
-            log.warning("cannot lock a prefix cache's memory: %s", runtime.cudaGetErrorString(done))
-        return bool(done == runtime.cudaError.success)
+            for at, size in pieces(len(memory), self._piece):
+                _map(address + at, size)
+                done = runtime.cudaHostRegister(address + at, size, PORTABLE)
+                if done != runtime.cudaError.success:
+                    log.warning("cannot lock a prefix cache's memory: %s", runtime.cudaGetErrorString(done))
+                    self.unpin(memory[:at])
+                    return False
+        return True
 
     def unpin(self, memory: memoryview) -> None:
         with self._copies():
             Mark(self._device).wait()  # what still comes from it
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(_address(memory)))
+        for at, _ in pieces(len(memory), self._piece):
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(_address(memory) + at))
+
+
+def _map(address: int, size: int) -> None:
+    """Or the driver does it, a memory page at a time, 250 ms a gigabyte for which it holds everybody up. A kernel too old is no
+    fault: it takes longer.
+    """
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), POPULATE_WRITE)
 
 
 def _address(memory: memoryview) -> int:

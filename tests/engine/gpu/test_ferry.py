@@ -1,5 +1,6 @@
 """Pages leave a device and come back to other blocks, of this device or of another, the same to the byte."""
 
+import mmap
 from collections.abc import Callable
 
 import pytest
@@ -17,8 +18,9 @@ SHAPES = [(3, 12, 4, 2, 8), (5, 12, 16, 6, 12)]
 
 
 def on_gpu(pages: Tensor) -> GpuFerry:
-    """Two pages at once, two such portions on their way."""
-    return GpuFerry(pages, Stream(pages.device), portion_bytes=2 * pages[:, 0].nbytes, ahead=2)
+    """Two pages at once, two such portions on their way, three slots locked at once."""
+    page = pages[:, 0].nbytes
+    return GpuFerry(pages, Stream(pages.device), portion_bytes=2 * page, ahead=2, locked_bytes=3 * slot_bytes(page))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -36,7 +38,7 @@ def test_there_and_back(
     payloads, sums = source.export(there)
     assert len(set(sums)) == len(sums) and {len(payload) for payload in payloads} == {source.page_bytes}
     slot = slot_bytes(source.page_bytes)
-    memory = memoryview(bytearray(7 * slot))
+    memory = memoryview(mmap.mmap(-1, 7 * slot))
     places = [number * slot + HEAD_BYTES for number in slots]
     for place, payload in zip(places, payloads, strict=True):
         memory[place : place + source.page_bytes] = payload
@@ -63,7 +65,9 @@ def test_kinds_that_are_summed_otherwise_are_others() -> None:
 
 
 def test_runs() -> None:
-    assert list(runs([], 10, 3)) == []
-    assert list(runs([5], 10, 3)) == [(0, 5, 1)]
-    assert list(runs([5, 15, 25, 45, 35, 45], 10, 3)) == [(0, 5, 3), (3, 45, 1), (4, 35, 2)]
-    assert list(runs([5, 15, 25, 35, 45, 10], 10, 2)) == [(0, 5, 2), (2, 25, 2), (4, 45, 1), (5, 10, 1)]
+    assert list(runs([], 10, 3, 100)) == []
+    assert list(runs([5], 10, 3, 100)) == [(0, 5, 1)]
+    assert list(runs([5, 15, 25, 45, 35, 45], 10, 3, 100)) == [(0, 5, 3), (3, 45, 1), (4, 35, 2)]
+    assert list(runs([5, 15, 25, 35, 45, 10], 10, 2, 100)) == [(0, 5, 2), (2, 25, 2), (4, 45, 1), (5, 10, 1)]
+    assert list(runs([5, 15, 25, 35, 45, 55], 10, 4, 20)) == [(0, 5, 2), (2, 25, 2), (4, 45, 2)]
+    assert list(runs([15, 25, 35, 45], 10, 4, 30)) == [(0, 15, 2), (2, 35, 2)]
