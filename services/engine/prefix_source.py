@@ -88,7 +88,7 @@ class Fetcher:
         self._sources, self._ferry, self._worth, self._stats = sources, ferry, worth, stats
 
     def connect(self) -> None:
-        """Before the first request: a GPU takes its time to lock a cache's memory. One that is not there yet is no trouble."""
+        """To all that are there; one that is not there yet is no trouble."""
         for source in self._sources:
             with contextlib.suppress(CacheDown):
                 source.client(CONNECT_S)

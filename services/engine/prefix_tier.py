@@ -51,6 +51,10 @@ class PrefixTier:
         self._turn = asyncio.Lock()  # to fetch
         self._asked: asyncio.Future[Offer | None] | None = None  # what the fetching thread was asked last
 
+    def connect(self) -> "asyncio.Future[None]":
+        """Before the first request: a GPU takes its time to lock a cache's memory."""
+        return asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.connect)
+
     # -- loading ---------------------------------------------------------------------------------------------------
 
     async def load(self, sequence: Sequence) -> None:
@@ -102,8 +106,8 @@ class PrefixTier:
             self._fetching.submit(self._fetcher.release, offer)
 
     async def _find(self, missing: Seq[Label]) -> Offer | None:
-        """None, too, where the answer takes long, and until it is there: locking a cache's memory for a GPU takes a tenth of a
-        second a gigabyte, when an engine starts and when a cache was restarted.
+        """None, too, where the answer takes long, and until it is there: locking the memory of a restarted cache takes a GPU a
+        tenth of a second a gigabyte.
         """
         if self._asked is not None and not self._asked.done():
             return None
@@ -153,7 +157,6 @@ class PrefixTier:
 
     async def work(self) -> None:
         """Store what is offered, until cancelled."""
-        self._asked = asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.connect)
         while True:
             chain = await self._chains.get()
             try:

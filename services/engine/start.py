@@ -42,8 +42,12 @@ async def main(life: Life[EngineConfig], build: Callable[[EngineConfig], Device]
     gauges["waiting"] = lambda: len(scheduler.waiting)
     gauges["free_blocks"] = lambda: scheduler.pages.free
     gauges["blocks"] = lambda: scheduler.pages.blocks
+    tier = _tier(life, scheduler.pages, device, thread)
+    if tier is not None:
+        life.detail = "meeting the prefix cache"
+        await life.unless_stopped(tier.connect())
     life.mark_ready(f"{device.blocks * config.block_size} tokens of KV in {device.blocks} blocks")
-    await Engine(life, scheduler, device, thread, _tier(life, scheduler.pages, device, thread)).serve()
+    await Engine(life, scheduler, device, thread, tier).serve()
 
 
 def _tier(life: Life[EngineConfig], pages: Pages, device: Device, thread: ThreadPoolExecutor) -> PrefixTier | None:

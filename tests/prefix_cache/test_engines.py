@@ -7,6 +7,7 @@ wrong page would change all that follows.
 import asyncio
 import random
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from itertools import count
@@ -64,12 +65,17 @@ async def test_a_new_engine_finds_what_another_computed() -> None:
 
 
 async def test_nobody_waits_while_a_caches_memory_is_locked() -> None:
-    """Which takes a GPU seconds. What is computed meanwhile is stored all the same."""
-    async with EngineMesh(1, env={"CHAIN_PIN_S": "8"}) as mesh:
-        tokens = prompt(600)
-        async with asyncio.timeout(4):
-            assert await check(mesh, tokens) == 0
+    """Which takes a GPU seconds. A restarted cache is met beside requests, which are computed, and stored afterwards."""
+    async with EngineMesh(1, env={"CHAIN_PIN_S": "3"}) as mesh:
+        mesh.kill("prefix_cache-0")
+        await mesh.until_ready()
+        until = time.monotonic() + 4
+        while time.monotonic() < until:
+            async with asyncio.timeout(2):
+                assert await check(mesh, tokens := prompt(600)) == 0
         await stored(mesh, 600 // 16)
+        await mesh.forget()
+        assert await check(mesh, tokens) == 599 // 16 * 16
 
 
 async def test_what_many_miss_comes_once() -> None:
