@@ -44,13 +44,7 @@ async def replay(given: argparse.Namespace, cache: bool) -> dict[str, object]:
         load += [f"--{what}-scale", str(by)]
     async with EngineMesh(2, size_mb=given.size_mb, chain=not given.shape, env=env) as mesh:
         found = await bench(mesh.url, given.trace, *load, kind="trace")
-        await asyncio.sleep(1.2)  # a heartbeat: what they have counted
-        beats = await mesh.bus.members()
-    total = {
-        name: sum(beat.counters.get(name, 0) for beat in beats)
-        for name in ("cached_tokens", "prefix_fetched_tokens", "prompt_tokens")
-    }
-    return {"cache": cache, "hit rate": total["cached_tokens"] / total["prompt_tokens"], **total, **found["summary"]}
+        return {"cache": cache, **await mesh.found(), **found["summary"]}
 
 
 async def main() -> None:

@@ -16,7 +16,6 @@ from tests.prefix_cache.meshes import EngineMesh
 
 OWN, ANSWER = 64, 64  # tokens of a user's own question, and of the answer
 ROUNDS = 8
-COUNTED = ("cached_tokens", "prefix_fetched_tokens", "prompt_tokens")
 
 
 async def measure(given: argparse.Namespace, cache: bool) -> dict[str, object]:
@@ -26,10 +25,7 @@ async def measure(given: argparse.Namespace, cache: bool) -> dict[str, object]:
     lengths = ["--input-tokens", str(given.common + OWN), "--common-tokens", str(given.common), "--output-tokens", str(ANSWER)]
     async with EngineMesh(2, size_mb=given.size_mb, chain=False, env=env) as mesh:
         found = await bench(mesh.url, *load, *lengths)
-        await asyncio.sleep(1.2)  # a heartbeat: what they have counted
-        beats = await mesh.bus.members()
-    total = {name: sum(beat.counters.get(name, 0) for beat in beats) for name in COUNTED}
-    return {"cache": cache, "found": round(total["cached_tokens"] / total["prompt_tokens"], 3), **total, **found["summary"]}
+        return {"cache": cache, **await mesh.found(), **found["summary"]}
 
 
 async def main() -> None:

@@ -102,6 +102,14 @@ class EngineMesh(RunningMesh):
         await super().__aexit__(*args)
         self.folder.cleanup()
 
+    async def found(self) -> dict[str, float]:
+        """How much of all prompts was not computed, and what the engines tell of the cache."""
+        await asyncio.sleep(1.2)  # a heartbeat: what they have counted
+        beats = await self.bus.members()
+        names = {name for beat in beats for name in beat.counters if name.startswith("prefix_")}
+        total = {name: sum(beat.counters.get(name, 0) for beat in beats) for name in ("cached_tokens", "prompt_tokens", *names)}
+        return {"found": total["cached_tokens"] / total["prompt_tokens"], **total}
+
     async def forget(self, name: str = "engine-0") -> None:
         """Another process takes the engine's place: only what the cache holds is known to it."""
         old = self.kill(name)
