@@ -56,6 +56,9 @@ class ChainFerry:
         self._slots = slots
         self.page_bytes = len(pack_ids([0] * block_size))
 
+    def make_room(self) -> None:
+        """There is nothing to bring it through."""
+
     def follow(self) -> None:
         """All that is started is over when the device's thread is free."""
 

@@ -39,6 +39,9 @@ class HostFerry:
         self.ahead = threads + 1  # one that is being read from a network
         self._threads = ThreadPoolExecutor(threads, "ferry")
 
+    def make_room(self) -> None:
+        """Memory is at hand."""
+
     def follow(self) -> None:
         """A plan is over when the device's thread has something else to do."""
 

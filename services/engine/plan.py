@@ -134,12 +134,16 @@ class Ferry(Protocol):
         """What shapes these bytes and their sums, beside the model and the block size."""
         ...
 
+    def make_room(self) -> None:
+        """Called before the others, to take the memory that they need: a step might have to wait for that. Spoils block 0."""
+        ...
+
     def follow(self) -> None:
         """Called from the device's thread: what is asked for from now on comes after all plans that were started before."""
         ...
 
     def export(self, blocks: Sequence[int]) -> tuple[Sequence[Buffer], Sequence[int]]:
-        """Copies of full blocks that are in use, `page_bytes` each, and their checksums."""
+        """Copies of a portion of full blocks that are in use, `page_bytes` each, and their checksums: until the next export."""
         ...
 
     def bring(self, memory: memoryview, places: Sequence[int], blocks: Sequence[int]) -> Cargo:

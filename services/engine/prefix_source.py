@@ -15,6 +15,7 @@ from shared.page import HEAD_BYTES, BadPage, Label, claim
 from shared.stats import Stats
 
 CONNECT_S = 0.5  # or less, where patience is less
+MEET_S = 20.0  # the same before the first request: a cache takes a tenth of a second a gigabyte to begin
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 Item = TypeVar("Item")
 log = logging.getLogger("headrace")
@@ -36,13 +37,17 @@ class Source:
         """Raises CacheDown."""
         if time.monotonic() < self._until:
             raise CacheDown("left alone after trouble")
-        if self._client is None:
-            self._client = Client(self.address, self._space, self._page_bytes, min(patience_s, CONNECT_S))
-            self._rest_s = FIRST_REST_S
-            if self._reader is not None and self._client.memory is not None:
-                self._pinned = self._reader.pin(self._client.memory)
-        self._client.limit(patience_s)
-        return self._client
+        client = self._client or self.connect(min(patience_s, CONNECT_S))
+        client.limit(patience_s)
+        return client
+
+    def connect(self, patience_s: float) -> Client:
+        """Raises CacheDown. A GPU takes its time to lock the cache's memory, whatever the patience."""
+        client = self._client = Client(self.address, self._space, self._page_bytes, patience_s)
+        self._rest_s = FIRST_REST_S
+        if self._reader is not None and client.memory is not None:
+            self._pinned = self._reader.pin(client.memory)
+        return client
 
     def trouble(self, error: CacheDown) -> None:
         if time.monotonic() >= self._until:
@@ -88,10 +93,10 @@ class Fetcher:
         self._sources, self._ferry, self._worth, self._stats = sources, ferry, worth, stats
 
     def connect(self) -> None:
-        """To all that are there; one that is not there yet is no trouble."""
+        """To all that are there, before the first request: also to one that is still claiming its memory."""
         for source in self._sources:
             with contextlib.suppress(CacheDown):
-                source.client(CONNECT_S)
+                source.connect(MEET_S)
 
     def hopes(self, pages: int) -> bool:
         """Whether so many pages would be worth fetching, if a cache had them all."""

@@ -52,8 +52,12 @@ class PrefixTier:
         self._asked: asyncio.Future[Offer | None] | None = None  # what the fetching thread was asked last
 
     def connect(self) -> "asyncio.Future[None]":
-        """Before the first request: a GPU takes its time to lock a cache's memory."""
-        return asyncio.get_running_loop().run_in_executor(self._fetching, self._fetcher.connect)
+        """Before the first request. A cache that is not there is no trouble."""
+        return asyncio.get_running_loop().run_in_executor(self._fetching, self._connect)
+
+    def _connect(self) -> None:
+        self._device.ferry.make_room()
+        self._fetcher.connect()
 
     # -- loading ---------------------------------------------------------------------------------------------------
 

@@ -24,11 +24,16 @@ async def main(life: Life[PrefixCacheConfig]) -> None:
             "set HEADRACE_PREFIX_CACHE_SOCKET for engines of this host, or HEADRACE_PREFIX_CACHE_LISTEN for others"
         )
     life.detail = "claiming memory"
-    arena = await asyncio.to_thread(Arena, config.size_mb << 20)
-    shelf = Shelf(arena, config.lease_s, life.stats)
+    opening = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as servers:
-        for server in await _listen(config, shelf):
+        for server in await listen(config, opening):
             await servers.enter_async_context(server)
+        try:
+            shelf = Shelf(await asyncio.to_thread(Arena, config.size_mb << 20), config.lease_s, life.stats)
+        except ConfigError:
+            opening.cancel()
+            raise
+        opening.set_result(shelf)
         life.mark_ready(f"{config.size_mb} MB for pages")
         while not life.stopping.is_set():
             with contextlib.suppress(TimeoutError):
@@ -38,11 +43,13 @@ async def main(life: Life[PrefixCacheConfig]) -> None:
             conversation.abort()
 
 
-async def _listen(config: PrefixCacheConfig, shelf: Shelf) -> list[asyncio.Server]:
-    """Raises ConfigError when an address cannot be had."""
+async def listen(config: PrefixCacheConfig, opening: "asyncio.Future[Shelf]") -> list[asyncio.Server]:
+    """Who comes before the shelf is there waits for it: it is no cache that is down. Raises ConfigError when an address cannot
+    be had.
+    """
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Conversation(shelf, reader, writer).run()
+        await Conversation(await asyncio.shield(opening), reader, writer).run()
 
     servers = []
     try:

@@ -52,7 +52,9 @@ class Bench:
         from services.engine.gpu.ferry import GpuFerry
         from services.engine.gpu.transfer import Stream
 
-        return GpuFerry(self.pages, Stream(self.device), portion_bytes=portion_mb << 20, ahead=ahead)
+        ferry = GpuFerry(self.pages, Stream(self.device), portion_bytes=portion_mb << 20, ahead=ahead)
+        ferry.make_room()
+        return ferry
 
     def ended(self) -> None:
         if self.device.type == "cuda":

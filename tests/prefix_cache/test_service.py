@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from services.engine.prefix_client import CacheDown, Client, Lease
+from services.prefix_cache.arena import Arena
+from services.prefix_cache.service import listen
+from services.prefix_cache.shelf import Shelf
 from shared.blocks import chain
 from shared.codec import frame
+from shared.config import PrefixCacheConfig
 from shared.fields import pack_ids
 from shared.page import Label
 from shared.prefix import MAX_WRITE, Find
+from shared.stats import Stats
 from tests.prefix_cache.meshes import PAGE, SLOTS, SPACE, CacheMesh, trouble, write
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +124,24 @@ def test_spoiled_pages_are_not_given_again(cache: CacheMesh, where: str) -> None
         assert len(client.find(hashes).slots) == 1
         assert put(client, hashes, ids) == 1
         assert troubles(client, client.find(hashes), hashes, ids) == [""] * 3
+
+
+@pytest.mark.parametrize("fits", [True, False])
+async def test_whoever_comes_while_memory_is_claimed_waits(tmp_path: Path, fits: bool) -> None:
+    """A large cache takes seconds to begin; an engine that begins with it would lock its memory beside requests, later."""
+    opening = asyncio.get_running_loop().create_future()
+    [server] = await listen(PrefixCacheConfig(id="cache", socket=str(tmp_path / "socket")), opening)
+    async with server:
+        early = asyncio.create_task(asyncio.to_thread(Client, str(tmp_path / "socket"), SPACE, PAGE, 5))
+        await asyncio.sleep(0.3)
+        assert not early.done()
+        if fits:
+            opening.set_result(Shelf(Arena(1 << 20), 10, Stats()))
+            (await early).close()
+        else:
+            opening.cancel()
+            with pytest.raises(CacheDown):
+                await early
 
 
 def test_spaces_are_apart(cache: CacheMesh) -> None:

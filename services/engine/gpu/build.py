@@ -104,6 +104,8 @@ def _left(config: EngineConfig, gpu_of: Callable[[int], Gpu], largest: int, devi
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     trial = gpu_of(TRIAL + largest // config.block_size)
+    if config.prefix_caches:
+        trial.ferry.make_room()
     trial.warm_up(largest)
     step = torch.cuda.max_memory_allocated(device) - before - trial.pages.nbytes
     del trial

@@ -34,21 +34,25 @@ def test_there_and_back(
     other = torch.zeros_like(pages)
     source, target = make(pages), make(other)
     there, here, rest = [2, 11, 5, 0, 7, 1], [7, 1, 10, 3, 0, 11], [2, 4, 5, 6, 8, 9]
-    source.follow()
-    payloads, sums = source.export(there)
-    assert len(set(sums)) == len(sums) and {len(payload) for payload in payloads} == {source.page_bytes}
+    portions = [slice(at, at + 2) for at in range(0, 6, 2)]
     slot = slot_bytes(source.page_bytes)
     memory = memoryview(mmap.mmap(-1, 7 * slot))
-    places = [number * slot + HEAD_BYTES for number in slots]
-    for place, payload in zip(places, payloads, strict=True):
-        memory[place : place + source.page_bytes] = payload
+    places, sums = [number * slot + HEAD_BYTES for number in slots], list[int]()
+    source.make_room()
+    target.make_room()
+    source.follow()
+    for part in portions:
+        payloads, theirs = source.export(there[part])
+        sums += theirs
+        for place, payload in zip(places[part], payloads, strict=True):
+            memory[place : place + source.page_bytes] = payload
+    assert len(set(sums)) == len(sums) and len(payloads[0]) == source.page_bytes
     for lock in (False, True):
         other.zero_()
         assert (lock and target.pin(memory)) == (lock and pages.is_cuda)
         target.follow()
-        portions = [slice(at, at + 2) for at in range(0, 6, 2)]
         cargoes = [target.bring(memory, places[part], here[part]) for part in portions]
-        assert [word for cargo in cargoes for word in cargo.sums()] == list(sums)
+        assert [word for cargo in cargoes for word in cargo.sums()] == sums
         assert torch.equal(other[:, here], pages[:, there])
         assert not other[:, rest].any()
     if pages.is_cuda:

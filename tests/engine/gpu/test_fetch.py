@@ -39,6 +39,7 @@ class Reader:
     def __init__(self, make: Make, device: torch.device, address: str) -> None:
         self.pages = torch.zeros(SHAPE, device=device)
         self.ferry, self.stats = make(self.pages), Stats()
+        self.ferry.make_room()
         self.source = Source(address, SPACE, self.ferry.page_bytes, self.ferry)
         self.fetcher = Fetcher([self.source], self.ferry, Worth(self.ferry.page_bytes, 8), self.stats)
 
@@ -68,9 +69,12 @@ def store(make: Make, device: torch.device, address: str, labels: list[Label], b
     storer = Storer(Source(address, SPACE, ferry.page_bytes, None), Stats())
     offer = storer.reserve([label.hash for label in labels])
     assert offer is not None
+    ferry.make_room()
     ferry.follow()
-    for at, (label, payload, payload_sum) in enumerate(zip(labels, *ferry.export(blocks), strict=True)):
-        assert storer.write(offer, at, label, payload, payload_sum)
+    for first in range(0, len(blocks), ferry.portion):
+        some = slice(first, first + ferry.portion)
+        for at, (label, payload, payload_sum) in enumerate(zip(labels[some], *ferry.export(blocks[some]), strict=True)):
+            assert storer.write(offer, first + at, label, payload, payload_sum)
     storer.commit(offer, len(labels))
     storer.close()
     return pages[:, blocks]
