@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from heapq import heappop, heappush
 
-from services.engine.apart import block_copies, first, loose_copies, loose_slots
+from services.engine.apart import block_copies, complete, first, loose_copies, loose_slots
 from services.engine.flight import Flight, Share, take_draw, take_row
 from services.engine.pages import NoPages, Pages
 from services.engine.plan import Draw, Plan, Row, Sampled
@@ -122,8 +122,11 @@ class Scheduler:
             yield admitted, admitted.owed
 
     def _admit(self) -> Sequence | None:
-        """Move the first waiting sequence to the running ones if its prompt fits. Strictly first come, first served."""
-        sequence = first(self.waiting, self.running, self.pages)
+        """Move a waiting sequence to the running ones if its prompt fits. First come, first served, but for those that would
+        compute what is being computed.
+        """
+        sequence = first(self.waiting, self.running, self.pages.block_size)
+        sequence = sequence and complete(sequence, self.waiting, self.running, self.pages)
         if sequence is None or sequence.pending or self._free_slots() < 1 + sequence.unforked:
             return None
         found = self.pages.match(sequence.hashes[: (sequence.total - 1) // self.pages.block_size])
@@ -133,7 +136,7 @@ class Scheduler:
         reserve = len(self.running)  # a block each for those that run, so that admission does not cause preemption
         if self.pages.free - self.pages.idle((*found, *lent)) < needed + reserve:
             return None
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         self.pages.take((*found, *lent))
         sequence.blocks, sequence.lent, sequence.loose = found, lent, loose
         sequence.cached = sequence.computed = max(len(found) * self.pages.block_size, sequence.parted)
@@ -200,6 +203,8 @@ class Scheduler:
             rows.append(take_row(share, self.pages.block_size))
             if share.sequence.lent:
                 self._give_back(share.sequence)
+            if share.chunk > 1:  # plans run in order: whoever comes into a later one reads what this one writes
+                self._publish(share.sequence)
             if share.sequence.computed == share.sequence.total and not share.sequence.apart:
                 mine = self._drawing(share.sequence)
                 drawing += mine

@@ -24,14 +24,14 @@ async def main(life: Life[PrefixCacheConfig]) -> None:
             "set HEADRACE_PREFIX_CACHE_SOCKET for engines of this host, or HEADRACE_PREFIX_CACHE_LISTEN for others"
         )
     life.detail = "claiming memory"
-    opening = asyncio.get_running_loop().create_future()
+    opening: asyncio.Future[Shelf | None] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as servers:
         for server in await listen(config, opening):
             await servers.enter_async_context(server)
         try:
             shelf = Shelf(await asyncio.to_thread(Arena, config.size_mb << 20), config.lease_s, life.stats)
         except ConfigError:
-            opening.cancel()
+            opening.set_result(None)
             raise
         opening.set_result(shelf)
         life.mark_ready(f"{config.size_mb} MB for pages")
@@ -43,13 +43,15 @@ async def main(life: Life[PrefixCacheConfig]) -> None:
             conversation.abort()
 
 
-async def listen(config: PrefixCacheConfig, opening: "asyncio.Future[Shelf]") -> list[asyncio.Server]:
-    """Who comes before the shelf is there waits for it: it is no cache that is down. Raises ConfigError when an address cannot
-    be had.
-    """
+async def listen(config: PrefixCacheConfig, opening: "asyncio.Future[Shelf | None]") -> list[asyncio.Server]:
+    """Whoever comes before the shelf waits for it, in vain if it is None. Raises ConfigError when an address cannot be had."""
 
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await Conversation(await asyncio.shield(opening), reader, writer).run()
+        shelf = await asyncio.shield(opening)
+        if shelf is None:
+            writer.close()
+        else:
+            await Conversation(shelf, reader, writer).run()
 
     servers = []
     try:

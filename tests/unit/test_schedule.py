@@ -11,6 +11,7 @@ from collections.abc import Sequence as Seq
 from itertools import chain as joined
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,8 +117,14 @@ def commit(scheduler: Scheduler, device: Device, plan: Plan) -> list[tuple[Seque
     return scheduler.commit(answers) if answers is not None else []
 
 
+BASE = [at % 5 for at in range(20)]  # what some prompts begin with
 request = st.tuples(
-    st.lists(st.integers(0, 3), min_size=1, max_size=30),  # few symbols: shared prefixes are common
+    st.one_of(
+        st.lists(st.integers(0, 3), min_size=1, max_size=30),  # few symbols: shared prefixes are common
+        st.builds(
+            lambda shared, own: BASE[:shared] + own, st.integers(12, 20), st.lists(st.integers(0, 3), min_size=1, max_size=9)
+        ),
+    ),
     st.integers(1, 12),  # output tokens
     st.integers(1, 3),  # n
     st.integers(0, 6),  # steps before it arrives
@@ -150,7 +157,7 @@ def sequence_of(name: str, prompt: list[int], out: int, n: int, min_tokens: int,
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(request, min_size=1, max_size=12), st.integers(26, 44), st.integers(9, 24), st.integers(0, 2))
+@given(st.lists(request, min_size=1, max_size=12), st.integers(28, 44), st.integers(9, 24), st.integers(0, 2))
 def test_random_traffic(requests: list, blocks: int, budget: int, ahead: int) -> None:  # type: ignore[type-arg]
     pages = Pages(blocks, BLOCK)
     scheduler, device = Scheduler(pages, budget, max_running=9, prefill_budget=2 * budget), Device(ahead)
@@ -196,6 +203,23 @@ def test_pages_never_hand_out_a_block_in_use(moves: list[tuple[bool, int]]) -> N
         elif held and not take:
             pages.release([held.pop(pick % len(held))])
         assert pages.free + len(held) == 7
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_a_common_beginning_is_computed_once(ahead: int) -> None:
+    """Whoever begins alike waits for the first of them, and holds up nobody else."""
+    scheduler, device = Scheduler(Pages(400, BLOCK), token_budget=16, max_running=16), Device(ahead)
+    common = list(range(40))
+    for name in range(8):
+        scheduler.add(sequence_of(f"alike{name}", [*common, 100 + name], 3, 1, 3))
+    scheduler.add(sequence_of("other", [200, 201], 3, 1, 3))
+    computed, firsts = 0, list[str]()
+    while scheduler.busy:
+        plan = scheduler.plan()
+        computed += sum(len(row.tokens) for row in plan.rows if row.start < len(common))
+        firsts += [s.request for s, _ in commit(scheduler, device, plan) if len(s.tokens) == s.prompt_length + 1]
+    assert computed == len(common) + 1 + 2 + 2, "the last chunk, and two tokens of the other's output"
+    assert firsts == ["alike0", "other", *(f"alike{name}" for name in range(1, 8))]
 
 
 def test_decode_is_not_starved_by_prefill() -> None:
