@@ -11,8 +11,10 @@ from services.engine.parts import Part
 from services.engine.sequence import Sequence
 
 
-def first(waiting: Iterable[Sequence], running: Iterable[Sequence], block_size: int) -> Sequence | None:
+def first(waiting: deque[Sequence], running: Seq[Sequence], block_size: int) -> Sequence | None:
     """The first one that gains nothing by waiting: nobody is computing the next block of its prompt for another."""
+    if not waiting:
+        return None
     coming = [
         (leader.published, leader.hashes[leader.published]) for leader in running if leader.published < len(leader.hashes)
     ]
