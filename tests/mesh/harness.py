@@ -6,7 +6,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ ROOT = Path(__file__).parents[2]
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+@asynccontextmanager
+async def within(timeout_s: float, what: str) -> AsyncIterator[list[str]]:
+    """A time limit. Its TimeoutError says what was not reached, and why: what the list held last."""
+    why: list[str] = []
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield why
+    except TimeoutError:
+        raise TimeoutError(f"{what} after {timeout_s} s: {', '.join(why)}") from None
 
 
 class RunningMesh:
@@ -116,15 +128,8 @@ class RunningMesh:
         self.broker.remove()
 
     async def until_ready(self, timeout_s: float = 60) -> None:
-        """Every process is ready, and every streamer has seen so."""
-        missing: list[str] = []
-        try:
-            await self._until_ready(timeout_s, missing)
-        except TimeoutError:
-            raise TimeoutError(f"not ready after {timeout_s} s: {', '.join(missing)}") from None
-
-    async def _until_ready(self, timeout_s: float, missing: list[str]) -> None:
-        async with asyncio.timeout(timeout_s):
+        """Every process is ready, and every streamer has seen so. Raises TimeoutError, which says who is not."""
+        async with within(timeout_s, "not ready") as missing:
             while True:
                 # The last heartbeat of a process that was killed is still there.
                 alive = {
@@ -149,14 +154,7 @@ class RunningMesh:
 
     async def drained(self, timeout_s: float = 10) -> None:
         """Wait until nothing is outstanding: no entry in a queue, no page in use. Raises TimeoutError, which says what is."""
-        left: list[str] = []
-        try:
-            await self._drained(timeout_s, left)
-        except TimeoutError:
-            raise TimeoutError(f"not drained after {timeout_s} s: {', '.join(left)}") from None
-
-    async def _drained(self, timeout_s: float, left: list[str]) -> None:
-        async with asyncio.timeout(timeout_s):
+        async with within(timeout_s, "not drained") as left:
             while True:
                 depths = await self.bus.depths([self.bus.names.submit, self.bus.names.work])
                 engines = [beat for beat in await self.bus.members() if beat.stage == "engine"]
