@@ -33,6 +33,7 @@ from shared.prefix import (
 )
 from shared.wire import Wire
 
+CONNECT_S = 0.5  # or less, where patience is less: a host that does not answer at all
 _Answer = TypeVar("_Answer", bound=Wire)
 
 
@@ -71,7 +72,7 @@ class Client:
         self._memory: mmap.mmap | None = None
         self._fds: list[int] = []
         with self._trouble():
-            self._socket = _connect(address, seconds)
+            self._socket = _connect(address, min(seconds, CONNECT_S))
         try:
             with self._trouble():
                 self._greet(space)

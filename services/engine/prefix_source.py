@@ -10,12 +10,11 @@ from typing import NamedTuple, TypeVar
 
 from services.engine.plan import Cargo, Ferry, Landed
 from services.engine.prefix import Worth
-from services.engine.prefix_client import CacheDown, Client, Lease, Pages
+from services.engine.prefix_client import CONNECT_S, CacheDown, Client, Lease, Pages
 from shared.page import HEAD_BYTES, BadPage, Label, claim
 from shared.stats import Stats
 
-CONNECT_S = 0.5  # or less, where patience is less
-MEET_S = 20.0  # the same before the first request: a cache takes a tenth of a second a gigabyte to begin
+MEET_S = 20.0  # before the first request, for one that answers the call: it takes a tenth of a second a gigabyte to begin
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 Item = TypeVar("Item")
 log = logging.getLogger("headrace")
