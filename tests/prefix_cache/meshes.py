@@ -1,7 +1,6 @@
 """A prefix cache as a real process beside a real broker, alone with clients of its own or among engines."""
 
 import asyncio
-import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ SPACE = b"space-of-a-model"
 PAGE = 100_000
 SIZE_MB = 2  # 20 slots of 102,400 bytes and their header
 SLOTS = (SIZE_MB << 20) // (4096 + 102_400)
+ENTER_S = 20.0
 NOTHING = {"tokenizer": 0, "engine": 0, "streamer": 0}
 
 
@@ -60,10 +60,15 @@ class CacheMesh(RunningMesh):
             client.close()
 
     def _enter(self, page_bytes: int) -> None:
-        """Be the only engine there for a moment."""
+        """Be the only engine there for a moment. Raises CacheDown, which says what stands in the way, after ENTER_S."""
+        until = time.monotonic() + ENTER_S
         while True:
-            with contextlib.suppress(CacheDown), self.client(page_bytes=page_bytes):
-                return
+            try:
+                with self.client(page_bytes=page_bytes, seconds=ENTER_S):
+                    return
+            except CacheDown:
+                if time.monotonic() > until:
+                    raise
             time.sleep(0.02)
 
     def empty(self) -> None:
