@@ -159,15 +159,19 @@ import sys
 from tests.prefix_cache.test_service import *
 address, blocks = sys.argv[1], int(sys.argv[2])
 client = Client(address, SPACE, PAGE, 5)
-hashes, ids = prompt(blocks)
-client.reserve(hashes)
+client.reserve(its_own(blocks)[0])
 print("writing", flush=True)
 sys.stdin.read()
 """
 
 
+def its_own(blocks: int) -> tuple[list[bytes], list[bytes]]:
+    """What that engine writes: no prompt of ours."""
+    return chain(b"its own", pack_ids([0] * (16 * blocks)), 16), [pack_ids([0] * 16)] * blocks
+
+
 async def writer(cache: CacheMesh, address: str, blocks: int) -> asyncio.subprocess.Process:
-    """An engine in the middle of a write."""
+    """Another engine, in the middle of a write."""
     pipe = subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", WRITER, address, str(blocks), stdin=pipe, stdout=pipe, cwd=ROOT
@@ -195,9 +199,11 @@ async def until_room(client: Client, slots: int) -> None:
 async def test_engine_killed_while_writing(cache: CacheMesh, where: str) -> None:
     process = await writer(cache, where, 7)
     with cache.client() as client:
-        assert await room(client) == SLOTS - 7
-        process.kill()
-        await process.wait()
+        try:
+            assert await room(client) == SLOTS - 7
+        finally:
+            process.kill()
+            await process.wait()
         await until_room(client, SLOTS)
 
 
@@ -205,7 +211,7 @@ async def test_engine_stopped_while_writing(cache: CacheMesh) -> None:
     """Its lease runs out: others may write what it was writing, but never where it may still write."""
     process = await writer(cache, cache.socket, 7)
     process.send_signal(signal.SIGSTOP)
-    hashes, ids = chain(b"root", pack_ids([1] + [0] * 111), 16), [pack_ids([1] + [0] * 15)] + [pack_ids([0] * 16)] * 6
+    hashes, ids = its_own(7)
     try:
         with cache.client() as client:
             await asyncio.sleep(2.5)  # the lease is for 1 s, and looked at each second
