@@ -11,24 +11,10 @@ from services.engine.parts import Part
 from services.engine.sequence import Sequence
 
 
-def first(waiting: deque[Sequence], running: Seq[Sequence], block_size: int) -> Sequence | None:
-    """The first one that gains nothing by waiting: nobody is computing the next block of its prompt for another."""
-    if not waiting:
-        return None
-    coming = [
-        (leader.published, leader.hashes[leader.published]) for leader in running if leader.published < len(leader.hashes)
-    ]
-    for sequence in waiting:
-        findable = min(len(sequence.hashes), (sequence.total - 1) // block_size)
-        # Chained hashes: where one is equal, so are all before it.
-        if not any(at < findable and sequence.hashes[at] == hash for at, hash in coming):
-            return sequence
-    return None
-
-
-def complete(leader: Sequence, waiting: deque[Sequence], running: Seq[Sequence], pages: Pages) -> Sequence | None:
-    """This one, if all parts of its prompt are here; else the first of those that nobody is computing yet, if there is one."""
-    if not (parts := [part for part in leader.parts if not _here(part, pages)]):
+def first(waiting: deque[Sequence], running: Seq[Sequence], pages: Pages) -> Sequence | None:
+    """Who is next in the queue. One whose parts are not all here waits, behind those of them that nobody is computing yet."""
+    leader = _leader(waiting, running, pages.block_size) if waiting else None
+    if leader is None or not (parts := [part for part in leader.parts if not _here(part, pages)]):
         return leader
     if pages.blocks_for(leader.total + 1) + leader.aside + len(running) > pages.free:
         return None  # what is computed for it now would be forgotten before it has room
@@ -37,6 +23,17 @@ def complete(leader: Sequence, waiting: deque[Sequence], running: Seq[Sequence],
     leader.made = min(leader.made + sum(part.length for part in new), leader.parted)
     waiting.extendleft(_alone(leader, part) for part in reversed(new))
     return waiting[0] if new else None
+
+
+def _leader(waiting: Iterable[Sequence], running: Iterable[Sequence], block_size: int) -> Sequence | None:
+    """The first one that gains nothing by waiting: nobody is computing the next block of its prompt for another."""
+    coming = [(other.published, other.hashes[other.published]) for other in running if other.published < len(other.hashes)]
+    for sequence in waiting:
+        findable = min(len(sequence.hashes), (sequence.total - 1) // block_size)
+        # Chained hashes: where one is equal, so are all before it.
+        if not any(at < findable and sequence.hashes[at] == hash for at, hash in coming):
+            return sequence
+    return None
 
 
 def _here(part: Part, pages: Pages) -> bool:

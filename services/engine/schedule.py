@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from heapq import heappop, heappush
 
-from services.engine.apart import block_copies, complete, first, loose_copies, loose_slots
+from services.engine.apart import block_copies, first, loose_copies, loose_slots
 from services.engine.flight import Flight, Share, take_draw, take_row
 from services.engine.pages import NoPages, Pages
 from services.engine.plan import Draw, Plan, Row, Sampled
@@ -122,11 +122,8 @@ class Scheduler:
             yield admitted, admitted.owed
 
     def _admit(self) -> Sequence | None:
-        """Move a waiting sequence to the running ones if its prompt fits. First come, first served, but for those that would
-        compute what is being computed.
-        """
-        sequence = first(self.waiting, self.running, self.pages.block_size)
-        sequence = sequence and complete(sequence, self.waiting, self.running, self.pages)
+        """Move one to the running ones if its prompt fits. First come, first served, but for who waits for what is computed."""
+        sequence = first(self.waiting, self.running, self.pages)
         if sequence is None or sequence.pending or self._free_slots() < 1 + sequence.unforked:
             return None
         found = self.pages.match(sequence.hashes[: (sequence.total - 1) // self.pages.block_size])

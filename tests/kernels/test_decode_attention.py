@@ -52,7 +52,7 @@ def test_lengths(lengths: list[int], device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("heads", [(32, 8), (9, 3), (4, 4), (6, 1), (17, 1)], ids=str)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_rows_of_several_tokens(heads: tuple[int, int], device: torch.device, data: st.DataObject) -> None:
     """Each sees what is before it, and itself; in one piece or many, of which it may see nothing. Empty rows write nothing."""

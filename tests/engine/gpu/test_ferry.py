@@ -44,9 +44,10 @@ def test_there_and_back(
     for part in portions:
         payloads, theirs = source.export(there[part])
         sums += theirs
+        assert {len(payload) for payload in payloads} == {source.page_bytes}
         for place, payload in zip(places[part], payloads, strict=True):
             memory[place : place + source.page_bytes] = payload
-    assert len(set(sums)) == len(sums) and len(payloads[0]) == source.page_bytes
+    assert len(set(sums)) == len(sums)
     for lock in (False, True):
         other.zero_()
         assert (lock and target.pin(memory)) == (lock and pages.is_cuda)
